@@ -1,0 +1,94 @@
+"""run and plan."""
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from acclimate.cli.voice import voice
+from acclimate.errors import InputError, UsageError
+from acclimate.recipe import Recipe, load
+from acclimate.run.carry import carry
+from acclimate.training.folder import RunFolder, claim, new_folder
+from acclimate.training.signals import stopping
+
+
+def run_recipe(path: Path, overrides: list[str], out: Path | None, resume: bool, quiet: bool) -> None:
+    """The verb `run`."""
+    recipe = load(path, overrides)
+    if resume and out is None:
+        raise UsageError("--resume needs --out with the folder of the unfinished run.")
+    with stopping() as stop, _folder(recipe, path, out, resume) as run:
+        try:
+            page = carry(recipe, run, stop, voice(quiet))
+        except InputError:
+            _forget(run)
+            raise
+        show(json.loads(run.report.read_text(encoding="utf-8")))
+        print(f"report: {page}")
+
+
+def _forget(run: RunFolder) -> None:
+    """A run whose input was wrong before it computed anything leaves nothing that would be in the way of the next try."""
+    if {entry.name for entry in run.path.iterdir()} <= {".lock", "recipe.yaml"}:
+        run.recipe.unlink(missing_ok=True)
+        (run.path / ".lock").unlink()
+        run.path.rmdir()
+
+
+def _folder(recipe: Recipe, path: Path, out: Path | None, resume: bool) -> RunFolder:
+    if out is None:
+        return claim(new_folder(Path("runs"), path.stem, datetime.now()), resume=False)
+    if resume and (out / "recipe.yaml").exists() and path.resolve() != (out / "recipe.yaml").resolve():
+        _same(recipe, load(out / "recipe.yaml"), out)
+    return claim(out, resume)
+
+
+def _same(wanted: Recipe, begun: Recipe, out: Path) -> None:
+    """A run goes on as it began; what was left open then is settled by now."""
+    from acclimate.recipe import plain
+    from acclimate.run.carry import absolute
+
+    new, old = plain(absolute(wanted)), plain(begun)
+    changed = _different(new, old, "")
+    if changed:
+        raise UsageError(
+            f"{out} began with another recipe ({', '.join(changed[:4])} differ); give acclimate run {out}/recipe.yaml "
+            "--resume, or another --out."
+        )
+
+
+def _different(new: object, old: object, path: str) -> list[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return [d for key in new for d in _different(new[key], old.get(key), f"{path}.{key}".lstrip("."))]
+    settled = path in ("training.precision", "task.chat") and new in (None, "auto")
+    return [] if settled or new == old else [path]
+
+
+def show(report: dict[str, object]) -> None:
+    """The scores on standard output, before and after."""
+    before, after, changed = (report[key] for key in ("base", "result", "difference"))
+    for name, found in after["scores"].items():  # type: ignore[index]
+        base, difference = before["scores"][name], changed[name]  # type: ignore[index]
+        print(
+            f"{name}: {base['value']:.4f} → {found['value']:.4f}  difference {difference['value']:+.4f} "
+            f"({difference['low']:+.4f} to {difference['high']:+.4f}), p = {difference['p']:.2g}, n = {found['n']}"
+        )
+    if forgotten := report["forgetting"]:
+        print(
+            f"forgetting: perplexity of general text {forgotten['perplexity_base']:.2f} → "  # type: ignore[index]
+            f"{forgotten['perplexity_result']:.2f}, general questions {forgotten['instructions_base']['value']:.3f} → "  # type: ignore[index]
+            f"{forgotten['instructions_result']['value']:.3f}"  # type: ignore[index]
+        )
+
+
+def plan_recipe(path: Path, overrides: list[str], as_json: bool) -> None:
+    """The verb `plan`."""
+    from acclimate.run.predict import predict
+
+    forecast = predict(load(path, overrides))
+    if as_json:
+        print(json.dumps(asdict(forecast)))
+        return
+    for line in forecast.lines():
+        print(line)

@@ -1,0 +1,210 @@
+"""evaluate, generate, chat and score."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from acclimate.cli.voice import voice
+from acclimate.data.examples import Document, Example, Message
+from acclimate.data.template import Template, dialogue, spaced
+from acclimate.errors import UsageError
+from acclimate.evaluation.evaluate import kinds, rows_of, scores
+from acclimate.evaluation.predictor import Generate, Likelihood, prompt_row
+from acclimate.generation.decode import stream
+from acclimate.generation.samplers import Beam, Greedy, Sample, Sampler
+from acclimate.generation.stops import Stops, pieces
+from acclimate.metrics import choose, default_metrics
+from acclimate.recipe import Recipe, load, parse
+from acclimate.run.measure import predictor_for
+from acclimate.run.open import Opened, open_model
+from acclimate.run.prepare import parts, resolve_task
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How text is to be written."""
+
+    max_new: int
+    temperature: float
+    top_p: float
+    beams: int
+    stops: tuple[str, ...]
+    plain: bool
+    seed: int
+
+    def sampler(self) -> Sampler | Beam:
+        """Greedy at temperature 0, beams where there are several."""
+        if self.beams > 1:
+            return Beam(self.beams)
+        return Sample(self.temperature, top_p=self.top_p) if self.temperature else Greedy()
+
+
+def _given(texts: Sequence[str]) -> list[str]:
+    found = list(texts) or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not found:
+        raise UsageError("No text was given: write it after the options, or send lines on standard input.")
+    return found
+
+
+def generate_texts(model: str, adapter: Path | None, prompts: Sequence[str], wish: Wish, as_json: bool) -> None:
+    """The verb `generate`."""
+    asked = [
+        Example(prompt, fields={"prompt": prompt}, where=f"prompt {i + 1}") for i, prompt in enumerate(_given(prompts))
+    ]
+    opened = open_model(model, adapter)
+    predictor = Generate(
+        opened.model,
+        opened.codec,
+        opened.template(plain=wish.plain),
+        opened.context,
+        wish.max_new,
+        wish.sampler(),
+        wish.stops,
+        seed=wish.seed,
+    )
+    for example, output in zip(asked, predictor(asked), strict=True):
+        row = {
+            "prompt": example.prompt,
+            "text": output.text,
+            "finish": output.finish,
+            "prompt_ids": list(output.prompt_ids),
+        }
+        print(json.dumps(row, ensure_ascii=False) if as_json else output.text)
+
+
+def converse(model: str, adapter: Path | None, system: str, wish: Wish) -> None:
+    """The verb `chat`: the whole conversation is rendered anew for every turn, as it is for training."""
+    opened = open_model(model, adapter)
+    turns = [Message("system", system)] if system else []
+    while line := _asked():
+        turns.append(Message("user", line))
+        turns.append(Message("assistant", _reply(opened, turns, wish)))
+
+
+def _asked() -> str:
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        return ""
+
+
+def _reply(opened: Opened, turns: Sequence[Message], wish: Wish) -> str:
+    asked = dialogue(turns, opened.codec.chat(), "chat", reply=True)
+    row = prompt_row(opened.codec, asked, opened.context - wish.max_new, "chat")
+    sampler = wish.sampler()
+    assert not isinstance(sampler, Beam)
+    stops = Stops(wish.stops, opened.codec.decode)
+    ids = stream(
+        opened.model,
+        row.source or row.ids,
+        sampler,
+        terminators=opened.codec.terminators,
+        max_new=wish.max_new,
+        stops=stops,
+        seed=wish.seed,
+    )
+    said = ""
+    for piece in pieces(ids, stops):
+        print(piece, end="", flush=True)
+        said += piece
+    print()
+    return said.strip()
+
+
+def score_texts(model: str, adapter: Path | None, texts: Sequence[str], prompt: str, as_json: bool) -> None:
+    """The verb `score`: Σ log p in nats, tokens, bytes and perplexity of each text and of all."""
+    given = _given(texts)
+    opened = open_model(model, adapter)
+    if prompt:
+        template = Template(end="")
+        asked: list[Any] = [
+            Example(prompt, text, fields={"prompt": prompt}, where=f"text {i + 1}") for i, text in enumerate(given)
+        ]
+    else:
+        template = opened.template()
+        asked = [Document(text, f"text {i + 1}") for i, text in enumerate(given)]
+    outputs = Likelihood(opened.model, opened.codec, template, opened.context)(asked)
+    for text, output in zip(given, outputs, strict=True):
+        shown = spaced(prompt, text) if prompt else text
+        perplexity = math.exp(-output.logprob / output.tokens) if output.tokens else None
+        row = {
+            "text": shown,
+            "logprob": output.logprob,
+            "tokens": output.tokens,
+            "bytes": output.bytes,
+            "perplexity": perplexity,
+        }
+        if as_json:
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            ppl = f"{perplexity:.2f}" if perplexity is not None else "-"
+            print(f"log p {output.logprob:.4f}  tokens {output.tokens}  perplexity {ppl}  {shown[:80]!r}")
+
+
+def evaluate_model(
+    model: str, adapter: Path | None, data: str, recipe_path: Path | None, out: Path | None, as_json: bool
+) -> None:
+    """The verb `evaluate`: the task comes from a recipe, or from what the adapter says of itself."""
+    opened = open_model(model, adapter)
+    recipe = _task_of(opened, data, recipe_path, model)
+    test = parts(recipe.data, recipe.task).test
+    template, task = resolve_task(recipe.task, opened.codec, test.rows[0])
+    metrics = choose(task.metrics or default_metrics(task.labels or None), task.labels or None)
+    speaking = voice(quiet=as_json)
+    asked = {}
+    for kind in kinds(metrics, task.labels):
+        predictor = predictor_for(
+            kind, task, opened.model, opened.codec, template, opened.context, recipe.evaluation.seed
+        )
+        asked[kind] = predictor(test.rows, speaking.told(f"evaluation ({kind})", len(test.rows)))
+    measured = rows_of(metrics, asked, test.rows)
+    found = scores(metrics, measured, recipe.evaluation.draws, recipe.evaluation.seed)
+    table = {
+        "model": model,
+        "adapter": str(adapter or ""),
+        "scores": {name: score.json() for name, score in found.items()},
+    }
+    if out is not None:
+        _keep(out, table, test.rows, measured)
+    if as_json:
+        print(json.dumps(table))
+        return
+    for name, score in found.items():
+        print(f"{name}: {score.value:.4f} ({score.low:.4f} to {score.high:.4f}), n = {score.n}")
+
+
+def _task_of(opened: Opened, data: str, recipe_path: Path | None, model: str) -> Recipe:
+    if recipe_path is not None:
+        recipe = load(recipe_path)
+        return replace(recipe, data=replace(recipe.data, train=data, test="")) if data else recipe
+    if not data:
+        raise UsageError("Give --data with a built-in name or a file, or --recipe with a task.")
+    table = {"model": model, "data": {"train": data}, "task": opened.facts.get("task") or {}}
+    return parse(json.dumps(table), "the adapter's task" if opened.facts else "command line")
+
+
+def _keep(out: Path, table: dict[str, Any], rows: Sequence[Any], measured: Any) -> None:
+    from acclimate.training.checkpoint import atomic_write
+
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty; give a new folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "row": i,
+            "where": row.where,
+            "prompt_ids": list(measured.answers[i].prompt_ids),
+            "truncated": measured.answers[i].truncated,
+            "target": getattr(row, "target", ""),
+            "text": measured.answers[i].text,
+            "scores": dict(measured.answers[i].scores),
+            "metrics": {name: list(found[i]) for name, found in measured.rows.items()},
+        }
+        for i, row in enumerate(rows)
+    ]
+    atomic_write(out / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    atomic_write(out / "scores.json", json.dumps(table, indent=1) + "\n")

@@ -1,0 +1,193 @@
+"""The command line: verbs, and errors as one sentence with an exit status. Heavy libraries are imported by the verbs."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acclimate.errors import AcclimateError
+
+app = typer.Typer(
+    help="Adapt pretrained language models to your task, and see what it bought.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change entries of the recipe.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The folder to write; runs/<recipe>-<time> without it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only what was asked for.")]
+Json = Annotated[bool, typer.Option("--json", help="Output for programs.")]
+Model = Annotated[str, typer.Option("--model", help="A built-in name, a folder, a .gguf file or a hub id.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="The adapter/ folder of a run.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run in --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adapt one model one way; evaluate before and after; write a report."""
+    from acclimate.cli.adapt import run_recipe
+
+    run_recipe(recipe, overrides or [], out, resume, quiet)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
+    """Predict memory, tokens, steps and time of a recipe; nothing is trained."""
+    from acclimate.cli.adapt import plan_recipe
+
+    plan_recipe(recipe, overrides or [], json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    adapter: Adapter = None,
+    data: Annotated[str, typer.Option("--data", help="A built-in name or a file.")] = "",
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Take the task from this recipe.")] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Scores with intervals, and a row per example."""
+    from acclimate.cli.ask import evaluate_model
+
+    evaluate_model(model, adapter, data, recipe, out, json)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts; read from standard input without any.")] = None,
+    adapter: Adapter = None,
+    max_new: Annotated[int, typer.Option("--max-new", min=1, help="Tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Nucleus.")] = 1.0,
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Beam width; 1 is none.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="No chat format around the prompt.")] = False,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    json: Json = False,
+) -> None:
+    """Write text after prompts."""
+    from acclimate.cli.ask import Wish, generate_texts
+
+    wish = Wish(max_new, temperature, top_p, beams, tuple(stop or ()), plain, seed)
+    generate_texts(model, adapter, list(prompt or ()), wish, json)
+
+
+@app.command()
+def chat(
+    model: Model,
+    adapter: Adapter = None,
+    system: Annotated[str, typer.Option("--system", help="What the assistant is told first.")] = "",
+    max_new: Annotated[int, typer.Option("--max-new", min=1)] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option("--top-p")] = 0.9,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """A conversation on the terminal; an empty line or Ctrl-D ends it."""
+    from acclimate.cli.ask import Wish, converse
+
+    converse(model, adapter, system, Wish(max_new, temperature, top_p, 1, (), False, seed))
+
+
+@app.command()
+def score(
+    model: Model,
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; read from standard input without any.")] = None,
+    adapter: Adapter = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="Score the texts as continuations of this.")] = "",
+    json: Json = False,
+) -> None:
+    """Log-probabilities (natural log) and perplexity of texts."""
+    from acclimate.cli.ask import score_texts
+
+    score_texts(model, adapter, list(text or ()), prompt, json)
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE|RECIPE", help="A data file, or a recipe with its data.")],
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="The labels there may be; give it repeatedly.")
+    ] = None,
+    columns: Annotated[list[str] | None, typer.Option("--column", help="ours=theirs; give it repeatedly.")] = None,
+    json: Json = False,
+) -> None:
+    """Problems by file and line."""
+    from acclimate.cli.inspect import validate_file
+
+    validate_file(file, tuple(labels or ()), list(columns or ()), json)
+
+
+@app.command()
+def merge(
+    model: Model,
+    adapter: Annotated[Path, typer.Option("--adapter", help="The adapter/ folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the merged model.")],
+) -> None:
+    """Write an adapter into its base: a plain model folder that transformers loads."""
+    from acclimate.cli.convert import export_adapter
+
+    export_adapter(model, adapter, out, "merged")
+
+
+@app.command()
+def export(
+    model: Model,
+    adapter: Annotated[Path, typer.Option("--adapter", help="The adapter/ folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    format: Annotated[str, typer.Option("--format", help="peft or merged.")] = "peft",
+) -> None:
+    """Convert an adapter to another format."""
+    from acclimate.cli.convert import export_adapter
+
+    export_adapter(model, adapter, out, format)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, data, methods, objectives, metrics, samplers or schedules.")],
+    json: Json = False,
+) -> None:
+    """What there is, with one line each."""
+    from acclimate.cli.inspect import list_things
+
+    list_things(what, json)
+
+
+@app.command()
+def env(json: Json = False) -> None:
+    """Versions and devices, for a bug report."""
+    from acclimate.cli.inspect import show_environment
+
+    show_environment(json)
+
+
+def main() -> None:
+    """The entry point: an error that was foreseen is a sentence and a status, never a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("acclimate").setLevel(logging.INFO)
+    try:
+        app()
+    except AcclimateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        sys.exit(3)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,194 @@
+"""Whatever answers: a prompted model, a tuned one, a remote one, a person. Evaluation never knows which."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
+
+from torch import nn
+
+from acclimate.data.examples import Conversation, Document, Example, Output
+from acclimate.data.template import Segment, Template, segments
+from acclimate.errors import DataError
+from acclimate.generation.decode import generate
+from acclimate.generation.samplers import Beam, Greedy, Sampler
+from acclimate.generation.score import score
+from acclimate.generation.stops import Stops
+from acclimate.tokens.codec import Codec, Encoded
+from acclimate.tokens.truncate import cut_prompt
+
+Tick = Callable[[int], None]
+GREEDY = Greedy()
+
+
+class Predictor(Protocol):
+    """Answers examples, in their order. tick(n) hears that n more are done."""
+
+    def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]: ...
+
+
+@dataclass(frozen=True)
+class Choose:
+    """The label that the model finds likeliest after the prompt: argmax Σ log p(label's tokens | prompt).
+
+    labels: the same for every example; if empty, an example brings its own in its column `choices`.
+    The end of the answer is not counted, so a label is not preferred because the model likes to stop after it.
+    """
+
+    model: nn.Module
+    codec: Codec
+    template: Template
+    labels: tuple[str, ...]
+    context: int  # tokens that fit
+    shots: tuple[Example, ...] = ()
+    budget: int = 8192
+
+    def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
+        offered = [self.labels or tuple(example.fields["choices"]) for example in examples]
+        rows = [self._row(e, label) for e, labels in zip(examples, offered, strict=True) for label in labels]
+        heard = None if tick is None else _every(len(rows) / max(1, len(examples)), tick)
+        values = iter(zip(rows, score(self.model, rows, self.codec.pad, budget=self.budget, tick=heard), strict=True))
+        return [_chosen(labels, list(islice(values, len(labels)))) for labels in offered]
+
+    def _row(self, example: Example, label: str) -> Encoded:
+        pieces = replace(self.template, end="")(example, label, self.shots)
+        return _within(self.codec.encode(_without_end(pieces), example.where), self.context, self.codec)
+
+
+def _chosen(labels: Sequence[str], scored: Sequence[tuple[Encoded, float]]) -> Output:
+    scores = {label: value for label, (_, value) in zip(labels, scored, strict=True)}
+    row = scored[0][0]
+    prompt = row.source or row.ids[: row.scored.index(True)]
+    return Output(max(scores, key=scores.__getitem__), scores, prompt_ids=prompt, truncated=row.truncated)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The text that the model writes after the prompt."""
+
+    model: nn.Module
+    codec: Codec
+    template: Template
+    context: int
+    max_new: int
+    sampler: Sampler | Beam = GREEDY
+    stops: tuple[str, ...] = ()
+    shots: tuple[Example, ...] = ()
+    seed: int = 0
+    budget: int = 8192
+
+    def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
+        room = self.context if self.codec.reads else self.context - self.max_new
+        rows = [self._prompt(example, room) for example in examples]
+        stops = Stops(self.stops, self.codec.decode)
+        written = generate(
+            self.model,
+            [row.source or row.ids for row in rows],
+            self.sampler,
+            terminators=self.codec.terminators,
+            max_new=self.max_new,
+            stops=stops,
+            pad=self.codec.pad,
+            seed=self.seed,
+            batch_tokens=self.budget,
+            stop_check=None if tick is None else lambda: tick(0),
+        )
+        if tick is not None:
+            tick(len(rows))
+        return [
+            Output(
+                stops.text(g.ids).strip(),
+                prompt_ids=row.source or row.ids,
+                truncated=row.truncated,
+                finish=g.finish,
+            )
+            for g, row in zip(written, rows, strict=True)
+        ]
+
+    def _prompt(self, example: Example, room: int) -> Encoded:
+        return prompt_row(self.codec, self.template(example, None, self.shots), room, example.where)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-probability, tokens and bytes of the answer (of the whole text, for documents), for perplexity."""
+
+    model: nn.Module
+    codec: Codec
+    template: Template
+    context: int
+    budget: int = 8192
+
+    def __call__(self, examples: Sequence[Example | Conversation | Document], tick: Tick | None = None) -> list[Output]:
+        windows = [(i, row) for i, example in enumerate(examples) for row in self._windows(example)]
+        values = score(self.model, [row for _, row in windows], self.codec.pad, budget=self.budget, tick=tick)
+        sums, tokens = [0.0] * len(examples), [0] * len(examples)
+        for (i, row), value in zip(windows, values, strict=True):
+            sums[i] += value
+            tokens[i] += sum(row.scored if row.source else row.scored[1:])
+        pieces = [segments(e, self.template) for e in examples]
+        size = [
+            sum(len(text.encode()) for text, scored in parts if scored and text != self.codec.eos_text)
+            for parts in pieces
+        ]
+        return [Output(logprob=s, tokens=t, bytes=b) for s, t, b in zip(sums, tokens, size, strict=True)]
+
+    def _windows(self, example: Example | Conversation | Document) -> list[Encoded]:
+        if isinstance(example, Document):
+            return windows(self.codec.encode((Segment(example.text, True),), example.where), self.context)
+        return [_within(self.codec.encode(segments(example, self.template), example.where), self.context, self.codec)]
+
+
+def windows(row: Encoded, context: int) -> list[Encoded]:
+    """A long text in windows that overlap by half: every token is scored once, with at least half a context before it."""
+    if len(row.ids) <= context:
+        return [row]
+    stride = context // 2
+    cut = [row._replace(ids=row.ids[:context], scored=row.scored[:context])]
+    for end in range(context + stride, len(row.ids) + stride, stride):
+        start = min(end, len(row.ids)) - context
+        new = min(end, len(row.ids)) - (end - stride)
+        flags = (False,) * (context - new) + row.scored[min(end, len(row.ids)) - new : min(end, len(row.ids))]
+        cut.append(row._replace(ids=row.ids[start : start + context], scored=flags))
+    return cut
+
+
+def prompt_row(codec: Codec, pieces: Sequence[Segment], room: int, where: str) -> Encoded:
+    """The ids that a model is fed to answer: for training, evaluation, chat and serving alike."""
+    row = codec.encode((*pieces, Segment("?", True)), where)
+    if row.source:
+        bare = row._replace(ids=(), scored=())
+    else:
+        end = row.scored.index(True)
+        bare = row._replace(ids=row.ids[:end], scored=row.scored[:end])
+    return _within(bare, room, codec)
+
+
+def _without_end(pieces: Sequence[Segment]) -> list[Segment]:
+    """A rendered answer without its end of turn: up to the first scored piece after the prompt."""
+    last = max(i for i, piece in enumerate(pieces) if piece.scored)
+    first = max(i for i in range(last + 1) if i == 0 or not pieces[i - 1].scored)
+    return list(pieces[: first + 1])
+
+
+def _within(row: Encoded, room: int, codec: Codec) -> Encoded:
+    """The row itself, or with the oldest part of its prompt left out (counted in `truncated`)."""
+    if max(len(row.ids), len(row.source)) <= room:
+        return row
+    cut = cut_prompt(row, room, len(codec.prefix))
+    if cut is None:
+        raise DataError(
+            f"{row.where or 'a row'} does not fit: {max(0, room):,} tokens are left for it, even without its prompt."
+        )
+    return cut
+
+
+def _every(parts: float, tick: Tick) -> Tick:
+    heard = [0]
+
+    def hear(n: int) -> None:
+        before = int(heard[0] / parts)
+        heard[0] += n
+        tick(int(heard[0] / parts) - before)
+
+    return hear

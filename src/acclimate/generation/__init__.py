@@ -1,0 +1,1 @@
+"""Answers in tokens: decoding, sampling, beam search, stop strings."""

@@ -1,0 +1,101 @@
+"""Log-probabilities of given texts: of labels after a prompt, of references, of running text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from acclimate.models.collate import collate
+from acclimate.models.logprobs import logprobs
+from acclimate.models.outline import is_encoder_decoder
+from acclimate.tokens.batch import Batch
+from acclimate.tokens.codec import Encoded
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    fill: int,
+    *,
+    budget: int = 4096,
+    tick: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Σ log p of the scored tokens of each row, natural log, in the order given; at most `budget` tokens at once.
+
+    Rows whose inputs are equal, or begin another row's input, are computed once: the labels of one prompt share its pass.
+    tick(n) is told after every batch that n more rows are done.
+    """
+    results = [0.0] * len(rows)
+    sharing = not is_encoder_decoder(model) and _causal(model)
+    shared = _hosts(rows) if sharing else {i: i for i in range(len(rows))}
+    guests: dict[int, list[int]] = {}
+    for guest, host in shared.items():
+        guests.setdefault(host, []).append(guest)
+    training = model.training
+    model.eval()
+    try:
+        for hosts in _budgeted(sorted(guests, key=lambda i: (-rows[i].size, i)), rows, budget):
+            batch = collate(model, [rows[i] for i in hosts], fill)
+            batch, members = _ask_for_guests(batch, hosts, guests, rows) if sharing else (batch, list(hosts))
+            sums = torch.zeros(len(members), dtype=torch.float64)
+            sums.index_add_(0, batch.owner.cpu(), logprobs(model, batch).double().cpu())
+            for member, value in zip(members, sums.tolist(), strict=True):
+                results[member] = value
+            if tick is not None:
+                tick(len(members))
+    finally:
+        model.train(training)
+    return results
+
+
+def _causal(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "is_decoder", False)) or (hasattr(model, "generate") and model.can_generate())  # type: ignore[operator]
+
+
+def _hosts(rows: Sequence[Encoded]) -> dict[int, int]:
+    """For each row the row whose input begins with its input (itself, if none is longer)."""
+    inputs = [row.ids[:-1] for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: inputs[i], reverse=True)
+    hosts: dict[int, int] = {}
+    host = -1
+    for i in order:  # in descending order every prefix follows directly behind what it begins
+        if host < 0 or inputs[host][: len(inputs[i])] != inputs[i]:
+            host = i
+        hosts[i] = host
+    return hosts
+
+
+def _ask_for_guests(
+    batch: Batch, hosts: Sequence[int], guests: dict[int, list[int]], rows: Sequence[Encoded]
+) -> tuple[Batch, list[int]]:
+    """The hosts' batch, asked for the scored tokens of every guest."""
+    members = [guest for host in hosts for guest in guests[host]]
+    place = {host: p for p, host in enumerate(hosts)}
+    offsets = _offsets(batch)
+    asked = [
+        (offsets[place[host]] + t - 1, rows[guest].ids[t], m)
+        for m, (host, guest) in enumerate((host, guest) for host in hosts for guest in guests[host])
+        for t in range(1, len(rows[guest].ids))
+        if rows[guest].scored[t]
+    ]
+    predict, targets, owner = torch.tensor(asked, dtype=torch.long).reshape(-1, 3).unbind(1)
+    device = batch.ids.device
+    return replace(batch, predict=predict.to(device), targets=targets.to(device), owner=owner.to(device)), members
+
+
+def _offsets(batch: Batch) -> list[int]:
+    if batch.packed:
+        return [sum(batch.lengths[:i]) for i in range(len(batch.lengths))]
+    return [r * batch.ids.shape[1] for r in range(len(batch.lengths))]
+
+
+def _budgeted(order: Sequence[int], rows: Sequence[Encoded], budget: int) -> list[list[int]]:
+    """Rows of falling length, in batches whose padded size stays within the budget."""
+    batches: list[list[int]] = []
+    for i in order:
+        if not batches or rows[batches[-1][0]].size * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches

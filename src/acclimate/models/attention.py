@@ -1,0 +1,73 @@
+"""Attention of each document of a packed stream to itself, through transformers' own attention interface."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "acclimate"
+
+
+def register() -> None:
+    """Make the attention known to transformers under `NAME`, beside its own."""
+    AttentionInterface.register(NAME, by_document)
+    AttentionMaskInterface.register(NAME, mask_for)
+
+
+def by_document(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, Tensor | None]:
+    """query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) → (1, tokens, heads, d).
+
+    With `document_lengths` among what the model passes on, each document sees itself alone; without, this is plain SDPA.
+    """
+    lengths: tuple[int, ...] | None = given.pop("document_lengths", None)
+    if lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    if given.get("softcap") is not None or given.get("position_bias") is not None:
+        raise ValueError("soft-capped and biased attention have no packed form here")
+    causal = given.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True)) if causal is None else bool(causal)
+    outputs = []
+    for q, k, v in zip(*(torch.split(x, list(lengths), dim=2) for x in (query, key, value)), strict=True):
+        outputs.append(_one(q, k, v, causal, given))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _one(
+    q: Float[Tensor, "1 heads time d"],
+    k: Float[Tensor, "1 kv time d"],
+    v: Float[Tensor, "1 kv time d"],
+    causal: bool,
+    given: dict[str, Any],
+) -> Float[Tensor, "1 heads time d"]:
+    window = given.get("sliding_window")
+    mask = _window(q.shape[2], window, q.device) if window is not None and q.shape[2] > window else None
+    return nn.functional.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=given.get("dropout", 0.0),
+        scale=given.get("scaling"),
+        is_causal=causal and mask is None,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def _window(time: int, window: int, device: torch.device) -> Bool[Tensor, "{time} {time}"]:
+    back = torch.arange(time, device=device)[:, None] - torch.arange(time, device=device)[None]
+    return (back >= 0) & (back < window)
+
+
+def mask_for(*args: Any, **given: Any) -> Tensor | None:
+    """No mask for a stream without padding (the documents keep themselves apart); SDPA's own mask otherwise."""
+    window = getattr(given.get("config"), "sliding_window", None)
+    same = given.get("attention_mask") is None and given.get("q_length") == given.get("kv_length")
+    if same and (window is None or given["kv_length"] <= window):
+        return None
+    return sdpa_mask(*args, **given)

@@ -1,0 +1,68 @@
+"""Log-probabilities of the scored tokens of a batch: the one place where logits are made for losses and scores."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from acclimate.models.outline import head_of, is_encoder_decoder, outline, trunk_of
+from acclimate.tokens.batch import Batch
+
+ROWS_AT_ONCE = 512  # rows of logits that exist at a time
+ROUND = 64  # rows of logits by which their number grows
+
+
+def logprobs(model: nn.Module, batch: Batch) -> Float[Tensor, " n"]:
+    """Natural-log probability of each target, (n,) in float32 (float64 on a float64 model).
+
+    The head is asked at the scored places only, and its logits are made again in the backward pass, so that
+    tokens × vocabulary is never held.
+    """
+    if not outline(model).apart:
+        logits = model(**inputs(model, batch)).logits
+        return _gather(logits.flatten(0, 1)[batch.predict], batch.targets)
+    count = len(batch.targets)
+    spare = (0, -count % ROUND if count > ROUND else 0)  # rows that round the head's shape, and are left out again
+    predict, targets = nn.functional.pad(batch.predict, spare), nn.functional.pad(batch.targets, spare)
+    hidden = trunk_of(model)(**inputs(model, batch)).last_hidden_state.flatten(0, 1)[predict]
+    pieces = [_piece(head_of(model), h, t) for h, t in _blocks(hidden, targets)]
+    return torch.cat(pieces)[:count] if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True)
+
+
+def _piece(head: nn.Module, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    if not torch.is_grad_enabled():
+        return _gather(head(hidden), targets)
+    return checkpoint(lambda h: _gather(head(h), targets), hidden, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def _gather(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """(n, vocab), (n,) → (n,): log softmax at the target, in at least float32."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.gather(-1, targets[:, None]).squeeze(-1) - wide.logsumexp(-1)
+
+
+def inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What the model's forward takes for this batch."""
+    if is_encoder_decoder(model):
+        return {
+            "input_ids": batch.source,
+            "attention_mask": batch.source_mask,
+            "decoder_input_ids": batch.ids,
+            "decoder_attention_mask": batch.mask,
+            "use_cache": False,
+        }
+    if batch.packed:
+        return {
+            "input_ids": batch.ids,
+            "position_ids": batch.positions,
+            "document_lengths": (*batch.lengths, batch.filler) if batch.filler else batch.lengths,
+            "use_cache": False,
+        }
+    return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}

@@ -1,0 +1,106 @@
+"""What a Hugging Face model can do, found out by trying it: a trunk and a head apart, and documents in one stream."""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.models.attention import NAME, register
+
+
+@dataclass(frozen=True)
+class Outline:
+    """apart: `head(trunk(ids))` equals `model(ids)`, so the head can be asked at some places only.
+    packs: documents in one stream get the logits they get alone."""
+
+    apart: bool
+    packs: bool
+
+
+_known: WeakKeyDictionary[nn.Module, Outline] = WeakKeyDictionary()
+
+
+def outline(model: nn.Module) -> Outline:
+    """Tried once for each model, on a few ids."""
+    if model not in _known:
+        _known[model] = Outline(apart=_apart(model), packs=_packs(model))
+    return _known[model]
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether an encoder reads the prompt and a decoder writes the answer."""
+    return bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
+
+
+def trunk_of(model: Any) -> Any:
+    """The model without its output layer."""
+    return getattr(model, model.base_model_prefix, None)
+
+
+def head_of(model: Any) -> Any:
+    """The output layer of a language model."""
+    return model.get_output_embeddings()
+
+
+@torch.no_grad()
+def _apart(model: nn.Module) -> bool:
+    trunk = trunk_of(model)
+    if is_encoder_decoder(model) or trunk is None or trunk is model or head_of(model) is None:
+        return False
+    ids = _some_ids(model, 4)
+    with _still(model):
+        whole = model(input_ids=ids).logits
+        parts = head_of(model)(trunk(input_ids=ids).last_hidden_state)
+    return _close(whole, parts)
+
+
+@torch.no_grad()
+def _packs(model: nn.Module) -> bool:
+    if is_encoder_decoder(model) or _local(model):
+        return False
+    before = model.config._attn_implementation  # type: ignore[union-attr]
+    ids = _some_ids(model, 9)
+    try:
+        register()
+        model.set_attn_implementation(NAME)  # type: ignore[operator]
+        with _still(model):
+            alone = [model(input_ids=part).logits for part in torch.split(ids, [3, 4, 2], dim=1)]
+            positions = torch.cat([torch.arange(n) for n in (3, 4, 2)])[None].to(ids.device)
+            together = model(input_ids=ids, position_ids=positions, document_lengths=(3, 4, 2)).logits
+        works = _close(torch.cat(alone, dim=1), together)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        works = False
+    if not works:
+        model.set_attn_implementation(before)  # type: ignore[operator]
+    return works
+
+
+def _local(model: Any) -> bool:
+    """Attention in chunks, or in a window to both sides: no trial on a few ids shows it, and packing knows neither."""
+    window = getattr(model.config, "sliding_window", None) or getattr(model.config, "local_attention", None)
+    return bool(getattr(model.config, "attention_chunk_size", None) or (window and not model.can_generate()))
+
+
+def _some_ids(model: nn.Module, count: int) -> Tensor:
+    device = next(model.parameters()).device
+    return (torch.arange(count, device=device)[None] * 7 + 3) % model.config.vocab_size  # type: ignore[union-attr, operator]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(a.dtype, 3e-2)
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max().clamp(min=1))
+
+
+class _still:
+    """A model in evaluation mode while the block lasts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.training = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.model.train(self.training)

@@ -1,0 +1,1 @@
+"""One recipe carried out: prepare, measure, train, measure again, write."""

@@ -1,0 +1,176 @@
+"""A recipe from beginning to end: one folder, resumable at any point, nothing of a finished run ever touched."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from acclimate.data.sources import DATA, model_source, resolve_data
+from acclimate.evaluation.evaluate import scores
+from acclimate.interchange.adapter import save_adapter
+from acclimate.methods.delta import adapt, trainable
+from acclimate.models.fingerprint import fingerprint, template_hash, tokenizer_hash
+from acclimate.models.precision import DTYPES
+from acclimate.recipe import Recipe, dump, plain
+from acclimate.report.trackers import Tracker, safely, tracker
+from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
+from acclimate.run.prepare import Prepared, prepare
+from acclimate.run.train import train
+from acclimate.run.write import machine, predictions, provenance, report, spent_table, write
+from acclimate.training.checkpoint import atomic_write
+from acclimate.training.fit import Step
+from acclimate.training.folder import RunFolder
+from acclimate.training.signals import Stop
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a run speaks to whoever started it. say: a line. told: begins a stretch of n things. step: after an update."""
+
+    say: Callable[[str], None]
+    told: Told
+    step: Callable[[Step, int], None]
+    sample: Callable[[Prepared], None]
+
+
+def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
+    """Adapt one model one way, measured before and after; returns the path of the report."""
+    recipe = absolute(recipe)
+    stop.check("preparation")
+    if not run.recipe.exists():
+        atomic_write(run.recipe, dump(recipe))
+    prepared = prepare(recipe)
+    atomic_write(run.recipe, dump(prepared.recipe))
+    for warning in prepared.parts.warnings:
+        voice.say(f"note: {warning}")
+    voice.sample(prepared)
+    stop.check("preparation")
+    before = _base(prepared, run, _heeding(voice.told, stop), voice)
+    stamp = fingerprint(prepared.model)
+    model = adapt(prepared.model, recipe.method, seed=recipe.training.seed)
+    counts = _parameters(model)
+    voice.say(
+        f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters train ({_name(prepared)})."
+    )
+    with _trackers(prepared, run) as listening:
+        spent = train(prepared, model, run, stop, listening, lambda s: voice.step(s, recipe.training.steps), voice.say)
+    save_adapter(model, recipe.method, run.path / "adapter", _facts(prepared, stamp))
+    serve = _for_answering(model, prepared)
+    after = measure(prepared, serve, _heeding(voice.told, stop))
+    facts = {
+        **counts,
+        "training": spent_table(spent, recipe.training.steps),
+        "provenance": provenance(prepared, stamp, _licence(recipe.model)),
+        "machine": machine(model),
+        "artifact": _artifact(run.path / "adapter"),
+        "warnings": [*prepared.parts.warnings, *_cut(before)],
+    }
+    return write(run, report(prepared, before, after, facts), predictions(prepared, before, after))
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """Files of the recipe by their full path, so that the resolved recipe means the same anywhere."""
+    named = (recipe.data.train, recipe.data.test, recipe.data.dev)
+    for name in filter(None, named):
+        resolve_data(name)
+    train, test, dev = (_full(name) if name not in DATA else name for name in named)
+    model = recipe.model if model_source(recipe.model) else _full(recipe.model)
+    return replace(recipe, model=model, data=replace(recipe.data, train=train, test=test, dev=dev))
+
+
+def _full(name: str) -> str:
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def _base(prepared: Prepared, run: RunFolder, told: Told, voice: Voice) -> Answers:
+    """The base model's answers: asked once, kept in base.json for a run that is resumed."""
+    kept = run.path / "base.json"
+    if kept.exists():
+        return from_json(json.loads(kept.read_text(encoding="utf-8")))
+    answers = measure(prepared, prepared.model, told)
+    atomic_write(kept, json.dumps(answers.json(), ensure_ascii=False))
+    found = scores(metrics_of(prepared), answers.task, 200, 0)
+    voice.say("base: " + ", ".join(f"{name} {s.value:.3f} ({s.low:.3f} to {s.high:.3f})" for name, s in found.items()))
+    return answers
+
+
+def _heeding(told: Told, stop: Stop) -> Told:
+    """A signal ends an evaluation between two batches."""
+
+    def begin(what: str, count: int) -> Callable[[int], None]:
+        tick = told(what, count)
+
+        def hear(done: int) -> None:
+            tick(done)
+            stop.check(what)
+
+        return hear
+
+    return begin
+
+
+def _cut(answers: Answers) -> list[str]:
+    """A sentence when prompts had to be shortened to be asked at all."""
+    short = sum(output.truncated > 0 for output in answers.task.answers)
+    return (
+        [f"{short} held-out prompts were longer than the model's context; their oldest part was left out."]
+        if short
+        else []
+    )
+
+
+def _for_answering(model: nn.Module, prepared: Prepared) -> nn.Module:
+    """The model as it will be used: weights that trained in float32 are rounded to the precision of the recipe."""
+    dtype = DTYPES[prepared.recipe.training.precision]
+    for name, parameter in model.named_parameters():
+        if ".delta." not in name and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
+
+
+@contextmanager
+def _trackers(prepared: Prepared, run: RunFolder) -> Iterator[Sequence[Tracker]]:
+    listening = [safely(tracker(name, run.path / name)) for name in prepared.recipe.trackers]
+    try:
+        yield listening
+    finally:
+        for each in listening:
+            each.close()
+
+
+def _parameters(model: nn.Module) -> dict[str, int]:
+    own = {name: p for name, p in model.named_parameters() if ".delta." not in name}
+    return {
+        "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
+        "total_parameters": sum(p.numel() for p in own.values()),
+    }
+
+
+def _facts(prepared: Prepared, base: dict[str, str]) -> dict[str, object]:
+    chat = prepared.template.chat
+    return {
+        "model": prepared.recipe.model,
+        "base": base,
+        "tokenizer": tokenizer_hash(prepared.codec.tokenizer),
+        "chat": template_hash(chat.source) if chat else "",
+        "task": plain(prepared.recipe.task),
+    }
+
+
+def _artifact(folder: Path) -> dict[str, Any]:
+    files = [path for path in folder.iterdir() if path.is_file()]
+    form = "peft" if (folder / "adapter_config.json").exists() else "acclimate"
+    return {"path": "adapter", "format": form, "bytes": sum(path.stat().st_size for path in files)}
+
+
+def _licence(model: str) -> str:
+    source = model_source(model)
+    return source.licence if source else ""
+
+
+def _name(prepared: Prepared) -> str:
+    return str(plain(prepared.recipe)["method"]["name"])

@@ -1,0 +1,109 @@
+"""The same questions to the base and to the result: identical prompts, seeds and decoding."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from acclimate.data.examples import Document, Example, Output
+from acclimate.data.template import Template
+from acclimate.errors import DataError
+from acclimate.evaluation.evaluate import Measured, kinds, rows_of
+from acclimate.evaluation.general import instructions, texts
+from acclimate.evaluation.predictor import Choose, Generate, Likelihood, Predictor
+from acclimate.metrics import choose, default_metrics
+from acclimate.metrics.labels import ExactMatch
+from acclimate.metrics.likelihood import Perplexity
+from acclimate.metrics.metric import Metric
+from acclimate.recipe import Task
+from acclimate.run.prepare import Prepared
+from acclimate.tokens.codec import Codec
+
+Tick = Callable[[int], None]
+Told = Callable[[str, int], Tick]  # (what, how many) → a tick for that stretch of work
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered: on the task, and on generic text and general instructions."""
+
+    task: Measured
+    texts: tuple[tuple[float, ...], ...]  # rows of perplexity
+    instructions: tuple[tuple[float, ...], ...]  # rows of exact match
+
+    def json(self) -> dict[str, Any]:
+        """Plain tables and lists, from which `from_json` makes the same answers."""
+        return asdict(self)
+
+
+def from_json(table: Mapping[str, Any]) -> Answers:
+    """The inverse of `Answers.json`, after a trip through JSON."""
+    outputs = {
+        kind: tuple(Output(**{**given, "prompt_ids": tuple(given["prompt_ids"])}) for given in listed)
+        for kind, listed in table["task"]["outputs"].items()
+    }
+    rows = {name: tuple(map(tuple, listed)) for name, listed in table["task"]["rows"].items()}
+    return Answers(Measured(outputs, rows), tuple(map(tuple, table["texts"])), tuple(map(tuple, table["instructions"])))
+
+
+def metrics_of(prepared: Prepared) -> tuple[Metric, ...]:
+    """The recipe's metrics, or those that suit the task."""
+    labels = prepared.recipe.task.labels
+    names = prepared.recipe.task.metrics or _default(prepared, labels)
+    return choose(names, labels or None)
+
+
+def _default(prepared: Prepared, labels: tuple[str, ...]) -> tuple[str, ...]:
+    answered = all(isinstance(row, Example) and row.target for row in prepared.parts.test.rows)
+    return default_metrics(labels or None) if answered else ("perplexity",)
+
+
+def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
+    """Ask `model` everything. The mode it is in is left as it was."""
+    examples = prepared.parts.test.rows
+    metrics = metrics_of(prepared)
+    asked = {}
+    for kind in kinds(metrics, prepared.recipe.task.labels):
+        reader, given = prepared.codec, prepared.recipe
+        predictor = predictor_for(
+            kind, given.task, model, reader, prepared.template, prepared.context, given.evaluation.seed
+        )
+        asked[kind] = predictor(_questions(examples, kind), told(f"evaluation ({kind})", len(examples)))
+    measured = rows_of(metrics, asked, examples)
+    if not prepared.recipe.evaluation.forgetting:
+        return Answers(measured, (), ())
+    return Answers(measured, *_general(prepared, model, told))
+
+
+def _questions(rows: Sequence[Any], kind: str) -> Sequence[Any]:
+    for row in rows:
+        if kind != "likelihood" and not (isinstance(row, Example) and row.target):
+            raise DataError(
+                f"{row.where} has no answer to compare with; measure perplexity, or give test rows with answers."
+            )
+    return rows
+
+
+def predictor_for(
+    kind: str, task: Task, model: nn.Module, codec: Codec, template: Template, context: int, seed: int
+) -> Predictor:
+    """What answers questions of one kind for a task: the likeliest label, a written text, or log-probabilities."""
+    if kind == "labels":
+        return Choose(model, codec, template, task.labels, context)
+    if kind == "likelihood":
+        return Likelihood(model, codec, template, context)
+    return Generate(model, codec, template, context, task.max_new_tokens, task.sampler, task.stops, seed=seed)
+
+
+def _general(prepared: Prepared, model: nn.Module, told: Told) -> tuple[Any, Any]:
+    """Perplexity on ordinary prose, and the right one of four answers to general questions."""
+    reader, context = prepared.codec, prepared.context
+    template = Template(chat=reader.chat() if reader.has_chat else None, end=reader.eos_text)
+    written: Sequence[Document] = texts()
+    heard = Likelihood(model, reader, template, context)(written, told("forgetting (texts)", len(written)))
+    perplexity = tuple(Perplexity().row(output, Example("")) for output in heard)
+    questions = [Example(q.prompt, q.answer, fields={"choices": q.choices}, where=q.where) for q in instructions()]
+    chosen = Choose(model, reader, template, (), context)(questions, told("forgetting (questions)", len(questions)))
+    right = tuple(ExactMatch().row(output, example) for output, example in zip(chosen, questions, strict=True))
+    return perplexity, right

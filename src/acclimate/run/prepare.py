@@ -1,0 +1,244 @@
+"""Everything a run needs before it trains: rows read and split, the model loaded, the text rendered into ids."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from torch import nn
+
+from acclimate.data.examples import Conversation, Document, Example, Row
+from acclimate.data.read import Table, read
+from acclimate.data.sandbox import compiled
+from acclimate.data.sources import resolve_data
+from acclimate.data.split import Shares, overlap, plain, split
+from acclimate.data.template import Template, segments
+from acclimate.errors import DataError, RecipeError
+from acclimate.models.load import Loaded, load, terminators
+from acclimate.models.outline import is_encoder_decoder
+from acclimate.models.precision import choose, device
+from acclimate.recipe import Data, Recipe, Task
+from acclimate.tokens.codec import Codec, Encoded, codec, refuse_control_tokens
+from acclimate.tokens.truncate import Fitted, fit_rows
+
+LEARNABLE = (Example, Conversation, Document)
+HELD_OUT = {"dev": 0.1, "test": 0.15}  # of the training source, where it has no file of its own
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data: its rows, and what was left out and why."""
+
+    name: str
+    rows: tuple[Any, ...]
+    sha256: str
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows that are learned from, watched during training, and asked about in the end."""
+
+    train: Part
+    dev: Part
+    test: Part
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The inputs of a run. `recipe` is resolved: nothing in it is left to the machine."""
+
+    recipe: Recipe
+    parts: Parts
+    model: nn.Module
+    codec: Codec
+    template: Template
+    context: int
+    train: Fitted
+    dev: Fitted
+
+
+def parts(data: Data, task: Task) -> Parts:
+    """Read and split what the recipe names. Prompts that are in train and test are taken out of train."""
+    train = _table(data.train, data, task)
+    test = train if data.test in ("", data.train) else _table(data.test, data, task)
+    dev = train if data.dev in ("", data.train) else _table(data.dev, data, task)
+    for name, table in (("train", train), ("test", test), ("dev", dev)):
+        if table.kind not in LEARNABLE:
+            raise DataError(
+                f"data.{name}: {table.name} holds rows of kind {table.kind.__name__}; language modelling learns from "
+                f"{', '.join(kind.__name__ for kind in LEARNABLE)}."
+            )
+    key = _key(task)
+    own = [name for name, table in (("dev", dev), ("test", test)) if table is train]
+    held_out = {name: share for name, share in HELD_OUT.items() if name in own}
+    shares = Shares(1.0 - sum(held_out.values()), held_out.get("dev", 0.0), held_out.get("test", 0.0))
+    cut = split(train.rows, shares, key)
+    chosen = {
+        "train": cut.train,
+        "dev": cut.dev if "dev" in own else dev.rows,
+        "test": cut.test if "test" in own else test.rows,
+    }
+    held = {plain(key(row)) for row in (*chosen["dev"], *chosen["test"])}
+    clean = tuple(row for row in chosen["train"] if plain(key(row)) not in held)
+    warnings = _overlap_warnings(len(chosen["train"]) - len(clean), overlap(chosen["dev"], chosen["test"], key))
+    if not clean:
+        raise DataError(
+            f"Every prompt of {train.name} is in the test or dev data as well: nothing is left to learn from."
+        )
+    limits = {"train": data.limit.train, "dev": data.limit.dev, "test": data.limit.test}
+    made = {
+        name: _part(table, limited(rows, limits[name], key))
+        for (name, table, rows) in (
+            ("train", train, clean),
+            ("dev", dev, chosen["dev"]),
+            ("test", test, chosen["test"]),
+        )
+    }
+    found = Parts(made["train"], made["dev"], made["test"])
+    return replace(found, warnings=(*left_out(found), *warnings))
+
+
+def left_out(found: Parts) -> tuple[str, ...]:
+    """A sentence for each part of which rows were refused."""
+    said = []
+    for part in (found.train, found.dev, found.test):
+        if part.dropped:
+            rules = ", ".join(f"{rule}: {count}" for rule, count in part.dropped.items())
+            said.append(f"{sum(part.dropped.values())} rows of {part.name} were left out ({rules}).")
+    return tuple(dict.fromkeys(said))
+
+
+def _overlap_warnings(removed: int, shared: Sequence[str]) -> tuple[str, ...]:
+    said = []
+    if removed:
+        said.append(f"{removed} training rows have a prompt that is also in the dev or test data; they were left out.")
+    if shared:
+        said.append(f"{len(shared)} prompts are in both the dev and the test data.")
+    return tuple(said)
+
+
+def _table(name: str, data: Data, task: Task) -> Table:
+    return read(resolve_data(name), columns=data.columns, labels=task.labels, target=data.target or None)
+
+
+def _part(table: Table, rows: tuple[Any, ...]) -> Part:
+    return Part(
+        table.name, rows, f"sha256:{table.sha256}", {rule: len(places) for rule, places in table.dropped.items()}
+    )
+
+
+def _key(task: Task) -> Any:
+    """What counts as the prompt of a row: an example's is its text under the template."""
+    template = Template(task.template)
+
+    def key(row: Row) -> str:
+        if isinstance(row, Example):
+            return template.question(row)
+        if isinstance(row, Document):
+            return row.text
+        assert isinstance(row, Conversation)
+        return "\n".join(m.content for m in row.messages if m.role != "assistant")
+
+    return key
+
+
+def limited(rows: Sequence[Any], most: int, key: Any) -> tuple[Any, ...]:
+    """At most `most` rows (0: all), those with the smallest hash of their prompt, in the order they came."""
+    if not most or len(rows) <= most:
+        return tuple(rows)
+    rank = sorted(range(len(rows)), key=lambda i: (sha256(f"limit {key(rows[i])}".encode()).digest(), i))[:most]
+    return tuple(rows[i] for i in sorted(rank))
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Data first (its mistakes are found in seconds), then the model, then every row as ids."""
+    compiled(recipe.task.template)
+    found = parts(recipe.data, recipe.task)
+    where = device()
+    dtype = choose(recipe.training.precision, where)
+    loaded = load(recipe.model, dtype=dtype)
+    _must_write(loaded)
+    loaded.model.to(where)  # type: ignore[arg-type]
+    reader = codec_of(loaded)
+    template, task = resolve_task(recipe.task, reader, found.train.rows[0])
+    context = context_of(loaded.model)
+    most = min(recipe.data.max_tokens or context, context)
+    settled = replace(recipe.training, precision="bfloat16" if str(dtype) == "torch.bfloat16" else "float32")
+    train = encode_rows(found.train, template, reader, most, recipe.data)
+    dev = encode_rows(found.dev, template, reader, most, recipe.data)
+    if not train.rows:
+        raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
+    recipe = replace(recipe, training=settled, task=task)
+    return Prepared(recipe, found, loaded.model, reader, template, context, train, dev)
+
+
+def _must_write(loaded: Loaded) -> None:
+    """Language modelling needs a model that writes from left to right."""
+    if not loaded.model.can_generate():
+        raise RecipeError(
+            f"{loaded.name} is a {type(loaded.model).__name__}: it reads but does not write, so it cannot learn to answer. "
+            "Choose a decoder (Llama, GPT-2, Qwen, …) or an encoder-decoder (T5, BART)."
+        )
+
+
+def codec_of(loaded: Loaded) -> Codec:
+    """The tokenizer's conventions for this model."""
+    return codec(
+        loaded.tokenizer,
+        reads=is_encoder_decoder(loaded.model),
+        terminators=terminators(loaded.model, loaded.tokenizer),
+    )
+
+
+def resolve_task(task: Task, reader: Codec, first: Row) -> tuple[Template, Task]:
+    """The template with the chat format it is to use: conversations need one, otherwise where the tokenizer has one."""
+    talks = isinstance(first, Conversation)
+    chat = task.chat if task.chat is not None else (talks or (reader.has_chat and isinstance(first, Example)))
+    if talks and not chat:
+        raise RecipeError("task.chat is false, but the training rows are conversations, which need a chat format.")
+    if task.system and not chat:
+        raise RecipeError("task.system needs a chat format; set task.chat to true or write it into task.template.")
+    template = Template(task.template, task.system, reader.chat() if chat else None, reader.eos_text)
+    return template, replace(task, chat=chat)
+
+
+def context_of(model: nn.Module) -> int:
+    """Tokens that fit into the model at once; models with relative positions have no limit of their own: 4,096."""
+    config: Any = model.config
+    for name in ("max_position_embeddings", "n_positions"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit - (2 if getattr(config, "model_type", "") in ("roberta", "camembert", "xlm-roberta") else 0)
+    return 4096
+
+
+def encode_rows(part: Part, template: Template, reader: Codec, most: int, data: Data) -> Fitted:
+    """The rows of a part as ids, within `most` tokens by the recipe's policy.
+
+    DataError for a row without a scored token, and for one of which all is scored though it is no running text (G1).
+    """
+    rows: list[Encoded] = []
+    for row in part.rows:
+        for text in _texts(row):
+            refuse_control_tokens(reader, text, row.where)
+        pieces = segments(row, template)
+        if not isinstance(row, Document) and all(scored for text, scored in pieces if text):
+            raise DataError(
+                f"{row.where} has no prompt: all of it would be learned; a text alone is a row with `text`."
+            )
+        encoded = reader.encode(pieces, row.where)
+        if not any(encoded.scored if encoded.source else encoded.scored[1:]):
+            raise DataError(f"{row.where} has no token that the loss would count; its answer is empty.")
+        rows.append(encoded)
+    return fit_rows(rows, most, data.truncation, len(reader.prefix))
+
+
+def _texts(row: Row) -> list[str]:
+    if isinstance(row, Conversation):
+        return [m.content for m in row.messages]
+    if isinstance(row, Document):
+        return [row.text]
+    assert isinstance(row, Example)
+    return [str(v) for v in row.fields.values() if isinstance(v, str)] + [row.prompt, row.target]

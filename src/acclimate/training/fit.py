@@ -1,0 +1,118 @@
+"""The one training loop. The caller's `for` logs, evaluates, saves and stops."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.methods.delta import trainable
+from acclimate.training.health import Watch, diagnose
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss before division: `total` is a sum over `count` things (tokens, rows or pairs); metrics are sums as well."""
+
+    total: Tensor
+    count: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What is descended: a pure function of the model and a batch."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Loss: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update. index counts from 1; loss is in nats per counted thing; norm is the gradient's before clipping."""
+
+    index: int
+    loss: float
+    norm: float
+    rate: float
+    tokens: int
+    scored: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def fit(
+    model: nn.Module,
+    groups: Iterable[Sequence[Any]],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rate: Callable[[int], float],
+    start: int = 0,
+    max_norm: float = 1.0,
+    autocast: torch.dtype | None = None,
+) -> Iterator[Step]:
+    """Descend `objective`, one update for every group of batches, and yield what happened.
+
+    The gradient is that of the mean over everything counted in the group, so the result does not depend on how the group
+    is cut into batches. Nothing is read ahead: a generator of rollouts samples from the newest weights.
+    rate(i): learning rate of the i-th update, from 0. start: how many updates came before (resuming).
+    Raises TrainingError with its diagnosis when the run is sick, ModelError when a tensor that should train cannot.
+    """
+    parameters = trainable(model)
+    watch = Watch(parameters)
+    mixed = _Mixed(next(model.parameters()).device.type, autocast)
+    for index, group in enumerate(groups, start=start + 1):
+        now = rate(index - 1)
+        for options in optimizer.param_groups:
+            options["lr"] = now
+        done = _descend(model, group, objective, mixed)
+        watch.gradients(index, now)
+        count = sum(float(loss.count) for loss in done)
+        total = sum(float(loss.total) for loss in done)
+        if not count:
+            raise diagnose(model, group, objective, index, "no token of this batch is counted by the loss")
+        norm = _mean_gradient(parameters, count, max_norm)
+        if not (torch.isfinite(torch.tensor(total)) and torch.isfinite(norm)):
+            raise diagnose(model, group, objective, index, "the loss or its gradient is not finite")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch.loss(index, total / count)
+        yield Step(index, total / count, float(norm), now, _tokens(group), _scored(group), _means(done, count))
+
+
+class _Mixed(NamedTuple):
+    device: str
+    dtype: torch.dtype | None
+
+    def __call__(self) -> Any:
+        return torch.autocast(self.device, self.dtype) if self.dtype is not None else nullcontext()
+
+
+def _descend(model: nn.Module, group: Sequence[Any], objective: Objective, mixed: _Mixed) -> list[Loss]:
+    done = []
+    for batch in group:
+        with mixed():
+            loss = objective(model, batch)
+        if loss.total.requires_grad:
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        done.append(Loss(loss.total.detach(), loss.count, loss.metrics))
+    return done
+
+
+@torch.no_grad()
+def _mean_gradient(parameters: Mapping[str, nn.Parameter], count: float, max_norm: float) -> Tensor:
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    torch._foreach_div_(gradients, count)
+    return nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+
+
+def _means(done: Sequence[Loss], count: float) -> dict[str, float]:
+    return {name: sum(float(loss.metrics[name]) for loss in done) / count for name in (done[0].metrics if done else ())}
+
+
+def _tokens(group: Sequence[Any]) -> int:
+    return sum(getattr(batch, "tokens", 0) for batch in group)
+
+
+def _scored(group: Sequence[Any]) -> int:
+    return sum(len(batch.targets) for batch in group if hasattr(batch, "targets"))

@@ -1,0 +1,22 @@
+"""What every test runs under: one thread, no network, no telemetry, a cache of its own."""
+
+import os
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models; two threads only wait for each other
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+# shapes that stand in signatures are checked at every call of every test
+SHAPED = "models.logprobs models.attention objectives.lm methods.lora methods.head tokens.batch generation.samplers"
+HOOK = install_import_hook([f"acclimate.{name}" for name in SHAPED.split()], "beartype.beartype")
+
+# the same examples every time: a suite that is green stays green until something changes
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
+
+pytest_plugins = ["tests.runs"]

@@ -1,0 +1,84 @@
+"""Runs named tests on a copy of the package in a process of its own: torch is imported once, and forked for every copy.
+
+One JSON request a line on stdin: `source` (the folder that holds the copy of `acclimate`), `tests`, `scratch`, `most`
+(failures after which it stops; 0: none).
+The answer is `scratch`/answer.json: `package` (where acclimate came from), `passed`, `failed` (test → how it failed).
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+MODELS = ("llama", "gpt2", "bert", "t5", "bart")
+HEAVY = (
+    "torch", "torch.utils.checkpoint", "tokenizers", "transformers", "transformers.masking_utils", "jaxtyping",
+    "beartype.door", "hypothesis", "transformers.integrations.sdpa_attention", "sacrebleu", "rouge_score.rouge_scorer",
+    *(f"transformers.models.{kind}.modeling_{kind}" for kind in MODELS),
+)  # fmt: skip
+AT_ONCE = min(4, os.cpu_count() or 1)
+
+
+class Results:
+    """Which tests passed, and what the others said in the end."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.failed: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.failed[report.nodeid] = f"{report.when}: {crash.message if crash else report.longrepr}"[:300]
+        elif report.when == "call" and report.passed:
+            self.passed.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failed[report.nodeid] = f"collect: {report.longrepr}"[-300:]
+
+
+def run(request: dict[str, object]) -> dict[str, object]:
+    """In the forked child: the tests of one request."""
+    source, scratch = str(request["source"]), str(request["scratch"])
+    sys.path.insert(0, source)
+    os.environ |= {"PYTHONPATH": source, "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "--disable-socket", "--allow-unix-socket", "--timeout=120"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins, which are here already
+    options += [f"--basetemp={scratch}/tmp", f"--rootdir={ROOT}", f"--maxfail={request['most']}"]
+    results = Results()
+    pytest.main([*options, *map(str, request["tests"])], plugins=[results])  # type: ignore[call-overload]
+    return {**vars(results), "package": str(sys.modules["acclimate"].__file__)}
+
+
+def fork(request: dict[str, object]) -> None:
+    """A child that answers."""
+    if not os.fork():
+        try:
+            Path(str(request["scratch"]), "answer.json").write_text(json.dumps(run(request)), encoding="utf-8")
+        finally:
+            os._exit(0)
+
+
+def main() -> None:
+    for name in HEAVY:
+        importlib.import_module(name)
+    assert "acclimate" not in sys.modules
+    os.chdir(ROOT)
+    running = 0
+    for line in sys.stdin:
+        if running == AT_ONCE:
+            os.wait()
+            running -= 1
+        fork(json.loads(line))
+        running += 1
+    for _ in range(running):
+        os.wait()
+
+
+if __name__ == "__main__":
+    main()
