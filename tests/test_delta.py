@@ -1,5 +1,6 @@
 """The mechanism under the methods: names, who answers, and what is refused."""
 
+import copy
 import re
 
 import pytest
@@ -29,6 +30,7 @@ from acclimate.methods.delta import (
     trainable,
     using,
 )
+from acclimate.methods.soft import add_soft, soft_of
 from tests import tiny
 
 
@@ -41,6 +43,11 @@ class Plus(Delta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return y + self.n.to(y.dtype)
+
+
+class Times(Plus):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y * self.n.to(y.dtype)
 
 
 class Folded(Plus):
@@ -136,8 +143,75 @@ def test_a_name_is_given_once() -> None:
     with pytest.raises(ModelError, match="already carries an adapter named 'a'; detach it or choose another name"):
         install(model, LoRA(2, targets=("query",)), "a")
     assert len(carriers(model)) == 2
-    with pytest.raises(ModelError, match="This Linear already carries a change named 'a'"):
-        attach(next(iter(carriers(model).values())), Plus(1.0), "a")
+
+
+def test_two_deltas_of_one_name_answer_one_after_the_other() -> None:
+    layer, x = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    plain = layer(x)
+    attach(layer, Plus(1.0), "a")
+    attach(layer, Times(3.0), "a")
+    assert torch.equal(layer(x), (plain + 1.0) * 3.0)
+    with using(layer, None):
+        assert torch.equal(layer(x), plain)
+    assert torch.equal(copy.deepcopy(layer)(x), (plain + 1.0) * 3.0)
+    detach(layer, "a")
+    assert torch.equal(layer(x), plain)
+
+
+class Follower(nn.Module):
+    """Two layers, the second of which may be told what the first was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+class Sum(Delta):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + x.sum(-1, keepdim=True)
+
+
+def test_a_delta_may_follow_the_input_of_another_layer() -> None:
+    model, x = Follower(), torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    plain = model(x)
+    attach(model.last, Sum(), "a", source=model.first)
+    assert torch.equal(model(x), plain + x.sum(-1, keepdim=True))
+    assert next(iter(model.last.delta.values())).tap.heard is None  # no activation is held
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), model(x))
+    rows = per_row([None, "a", None, "a", "a"])
+    with using(model, rows):
+        assert torch.equal(model(x)[1], plain[1] + x[1].sum())
+        assert torch.equal(model(x)[2], plain[2])
+    with pytest.raises(ModelError, match="was asked out of turn"):
+        model.last(torch.zeros(5, 4, dtype=torch.float64))
+    detach(model, "a")
+    assert not model.first._forward_pre_hooks
+    assert not model.last._forward_hooks
+    assert torch.equal(model(x), plain)
+    assert twin.first._forward_pre_hooks
+
+
+def test_soft_tokens_are_ids_past_the_vocabulary() -> None:
+    model = tiny.build("llama")
+    model.requires_grad_(False)
+    embedding, ids = model.get_input_embeddings(), torch.tensor([[tiny.VOCAB + 1, 5, tiny.VOCAB]])
+    rows = torch.randn(2, 32, dtype=torch.float64)
+    plain = embedding(ids[:, 1:2])
+    first = add_soft(embedding, rows, "a")
+    second = add_soft(embedding, rows + 1, "b", back=1)
+    assert (first, second) == (tiny.VOCAB, tiny.VOCAB + 2)
+    assert soft_of(model, "a") == ((tiny.VOCAB, tiny.VOCAB + 1), ())
+    assert soft_of(model, "b") == ((tiny.VOCAB + 2,), (tiny.VOCAB + 3,))
+    activate(model, "a")
+    assert torch.equal(embedding(ids), torch.stack([rows[1], plain[0, 0], rows[0]])[None])
+    with using(model, None), pytest.raises(ModelError, match="is past the vocabulary of 96"):
+        embedding(ids)
+    with disabled(model):
+        assert torch.equal(embedding(ids[:, 1:2]), plain)
 
 
 def test_there_is_no_such_adapter() -> None:

@@ -103,6 +103,7 @@ class Output:
     """What a predictor answered to one example.
 
     text: the label chosen or the text written. scores: natural-log probability of each label, where labels were compared.
+    value: the number answered, in regression. tags: one for each word, in tagging.
     logprob, tokens, bytes: sum of the natural-log probabilities of the reference text and its length, where text was scored.
     prompt_ids: the ids that were fed. truncated: how many prompt tokens had to be left out. finish: stop, length or "".
     """
@@ -115,3 +116,5 @@ class Output:
     prompt_ids: tuple[int, ...] = ()
     truncated: int = 0
     finish: str = ""
+    value: float = 0.0
+    tags: tuple[str, ...] = ()

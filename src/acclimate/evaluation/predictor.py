@@ -135,7 +135,9 @@ class Likelihood:
 
     def _windows(self, example: Example | Conversation | Document) -> list[Encoded]:
         if isinstance(example, Document):
-            return windows(self.codec.encode((Segment(example.text, True),), example.where), self.context)
+            bare = replace(self.codec, front=(), back=()).encode((Segment(example.text, True),), example.where)
+            room = self.context - len(self.codec.front) - len(self.codec.back)
+            return [self.codec.dressed(window) for window in windows(bare, room)]
         return [_within(self.codec.encode(segments(example, self.template), example.where), self.context, self.codec)]
 
 
@@ -175,7 +177,7 @@ def _within(row: Encoded, room: int, codec: Codec) -> Encoded:
     """The row itself, or with the oldest part of its prompt left out (counted in `truncated`)."""
     if max(len(row.ids), len(row.source)) <= room:
         return row
-    cut = cut_prompt(row, room, len(codec.prefix))
+    cut = cut_prompt(row, room, codec.kept)
     if cut is None:
         raise DataError(
             f"{row.where or 'a row'} does not fit: {max(0, room):,} tokens are left for it, even without its prompt."

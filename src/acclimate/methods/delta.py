@@ -9,14 +9,17 @@ Loaded (`names`), trained (`trainable`) and answering (`activate`) are three ind
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from acclimate.errors import ModelError, UsageError, unknown
+from acclimate.methods.switch import Chain as Chain
+from acclimate.methods.switch import Delta as Delta
+from acclimate.methods.switch import PerRow as PerRow
+from acclimate.methods.switch import Switch as Switch
+from acclimate.methods.switch import Tap, first_input, links
 from acclimate.methods.targets import width
 
 
@@ -27,66 +30,13 @@ class Method(Protocol):
         """Raises ModelError, in a sentence, where `model` has nothing that this method could train."""
 
 
-class Delta(nn.Module):
-    """What a method adds to one module: its output `y` for the input `x` becomes `delta(x, y)`."""
+def attach(module: nn.Module, delta: Delta, name: str = "default", source: nn.Module | None = None) -> None:
+    """Let `delta` ride on `module`; it answers at once if it is the first. Its parameters become float32 or float64.
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """(…, d_in), (…, d_out) → (…, d_out). Computed in the dtype of `x`; parameters are float32 masters."""
-        return y
-
-    def fold(self, module: nn.Module) -> None:
-        """Give `module` new weights that compute this change, never writing into the old ones.
-
-        Raises ModelError for a change that no weight can express.
-        """
-        raise ModelError(f"{type(self).__name__} cannot be merged: no single weight computes it. Keep it attached.")
-
-
-@dataclass(frozen=True)
-class PerRow:
-    """Which of `names` answers for each row. `index`: (batch,), or (1, tokens) for a packed stream; −1 is the base."""
-
-    names: tuple[str, ...]
-    index: Tensor
-
-
-class Switch(nn.ModuleDict):
-    """The named deltas of one module. `active` is a name, `None` (the base answers), or a choice per row."""
-
-    active: str | PerRow | None = None
-    _hook: RemovableHandle
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if isinstance(self.active, PerRow):
-            return self._mixed(self.active, x, y)
-        return cast(Tensor, self[self.active](x, y)) if self.active is not None and self.active in self else y
-
-    def _mixed(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
-        index = _rows(choice.index, y)
-        out = y.clone()
-        for position, name in enumerate(choice.names):
-            rows = index == position
-            if name in self and bool(rows.any()):
-                out[rows] = self[name](x[rows], y[rows])
-        return out
-
-
-def _rows(index: Tensor, y: Tensor) -> Tensor:
-    if index.shape == y.shape[: index.ndim]:
-        return index
-    times = len(y) // index.numel()
-    if y.ndim != 2 or len(y) != times * index.numel():  # OPT's feed-forward layers see (batch · time, d)
-        raise ModelError(
-            f"A layer was given {tuple(y.shape[:-1])} positions, the choice of adapters is for {tuple(index.shape)}: "
-            "its input is shared by the rows. Run the adapters one after the other."
-        )
-    return index.flatten().repeat_interleave(times)
-
-
-def attach(module: nn.Module, delta: Delta, name: str = "default") -> None:
-    """Let `delta` ride on `module`; it answers at once if it is the first. Its parameters become float32 or float64."""
+    It is given the input of `source` where that is another module, or an embedding (whose ids may then lie past the
+    end of its vocabulary). A second delta of the same name answers after the first.
+    """
     check_name(name)
-    weight = next(module.parameters())
     switch = switch_of(module)
     if switch is None and hasattr(module, "delta"):
         raise ModelError(f"This {type(module).__name__} has a part of its own called delta; nothing can ride on it.")
@@ -94,16 +44,33 @@ def attach(module: nn.Module, delta: Delta, name: str = "default") -> None:
         switch = Switch()
         module.add_module("delta", switch)
         switch.active = name
-        switch._hook = module.register_forward_hook(_changed, with_kwargs=True)
-    if name in switch:
-        raise ModelError(f"This {type(module).__name__} already carries a change named {name!r}; detach it first.")
+        enter = [module.register_forward_pre_hook(_known_ids)] if isinstance(module, nn.Embedding) else []
+        switch._hooks = (*enter, module.register_forward_hook(_changed, with_kwargs=True))
+    delta._of = (module,)
+    delta.tap = None if source is None else Tap(source)
+    weight = next(t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
     wide = torch.promote_types(weight.dtype, torch.float32)
-    switch[name] = delta.to(device=weight.device, dtype=wide).train(module.training)
+    moved = delta.to(device=weight.device, dtype=wide).train(module.training)
+    switch[name] = Chain(*links(switch[name]), moved) if name in switch else moved
 
 
-def _changed(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> Tensor:
-    x = args[0] if args else next(iter(named.values()))
-    return cast(Tensor, cast(Switch, module.delta)(x, output))
+def _changed(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> Any:
+    """Layers may answer with a tuple, the hidden states first."""
+    x, switch = first_input(args, named), cast(Switch, module.delta)
+    return (switch(x, output[0]), *output[1:]) if isinstance(output, tuple) else switch(x, output)
+
+
+def _known_ids(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Ids past the end of the vocabulary mean rows of a delta; the embedding itself is asked for another id there."""
+    ids, size = args[0], cast(nn.Embedding, module).num_embeddings
+    if not bool((ids >= size).any()):
+        return None
+    if cast(Switch, module.delta).active is None:
+        raise ModelError(
+            f"Id {int(ids.max())} is past the vocabulary of {size}: it is a soft token of an adapter, and the base "
+            "model answers. Ask the base without soft tokens."
+        )
+    return (ids.masked_fill(ids >= size, 0), *args[1:])
 
 
 def check_name(name: str) -> None:
@@ -222,9 +189,13 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     for module in carriers(model, name).values():
         switch = cast(Switch, module.delta)
         for present in [key for key in switch if name in (None, key)]:
+            for delta in links(switch[present]):
+                if delta.tap is not None:
+                    delta.tap.remove()
             del switch[present]
         if not len(switch):
-            switch._hook.remove()
+            for hook in switch._hooks:
+                hook.remove()
             del module.delta
 
 
@@ -287,10 +258,12 @@ def add_to_weight(module: nn.Module, change: Tensor) -> None:
     weight.data = (wide + (change.T if width(module).transposed else change)).to(weight.dtype)
 
 
-def install(model: nn.Module, method: Method, name: str = "default", seed: int = 0) -> None:
+def install(
+    model: nn.Module, method: Method, name: str = "default", seed: int = 0, beside: Method | None = None
+) -> None:
     """Let `method` add its part beside what is there; it answers if it is the first, else what answered goes on.
 
-    The random start depends on `seed` alone, and draws nothing from the global generator.
+    beside: another method whose part has the same name, such as the head of a new task. The random start depends on `seed` alone, and draws nothing from the global generator.
     """
     check_name(name)
     if name in names(model):
@@ -299,14 +272,18 @@ def install(model: nn.Module, method: Method, name: str = "default", seed: int =
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators as well
         method.install(model, name)
+        if beside is not None:
+            beside.install(model, name)
     for switch in switches(model):
         switch.active = answering
 
 
-def adapt(model: nn.Module, method: Method, *, name: str = "default", seed: int = 0) -> nn.Module:
-    """Freeze `model` with all it carries, let `method` open or add what it trains, and let that answer."""
+def adapt(
+    model: nn.Module, method: Method, *, name: str = "default", seed: int = 0, beside: Method | None = None
+) -> nn.Module:
+    """Freeze `model` with all it carries, let `method` (and `beside`) open or add what it trains, and let that answer."""
     model.requires_grad_(False)
-    install(model, method, name, seed)
+    install(model, method, name, seed, beside)
     if name in names(model):
         activate(model, name)
     return model

@@ -26,10 +26,18 @@ def logprobs(model: nn.Module, batch: Batch) -> Float[Tensor, " n"]:
         return _gather(logits.flatten(0, 1)[batch.predict], batch.targets)
     count = len(batch.targets)
     spare = (0, -count % ROUND if count > ROUND else 0)  # rows that round the head's shape, and are left out again
-    predict, targets = nn.functional.pad(batch.predict, spare), nn.functional.pad(batch.targets, spare)
-    hidden = trunk_of(model)(**inputs(model, batch)).last_hidden_state.flatten(0, 1)[predict]
+    targets = nn.functional.pad(batch.targets, spare)
+    hidden = nn.functional.pad(hidden_at(model, batch), (0, 0, *spare))
     pieces = [_piece(head_of(model), h, t) for h, t in _blocks(hidden, targets)]
     return torch.cat(pieces)[:count] if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def hidden_at(model: nn.Module, batch: Batch) -> Float[Tensor, "n d"]:
+    """(n, d): the trunk's last hidden states at `batch.predict`, or what the batch knows of them already."""
+    if batch.hidden is not None:
+        return batch.hidden
+    states: Tensor = trunk_of(model)(**inputs(model, batch)).last_hidden_state
+    return states.flatten(0, 1)[batch.predict]
 
 
 def _blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from acclimate.models.precision import DTYPES
 from acclimate.recipe import Recipe, dump, plain
 from acclimate.report.trackers import Tracker, safely, tracker
 from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
-from acclimate.run.prepare import Prepared, prepare
+from acclimate.run.prepare import Prepared, prepare, with_soft_tokens
 from acclimate.run.train import train
 from acclimate.run.write import machine, predictions, provenance, report, spent_table, write
 from acclimate.training.checkpoint import atomic_write
@@ -49,27 +49,33 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
         voice.say(f"note: {warning}")
     voice.sample(prepared)
     stop.check("preparation")
-    before = _base(prepared, run, _heeding(voice.told, stop), voice)
+    before = _base(prepared, run, heeding(voice.told, stop), voice)
     stamp = fingerprint(prepared.model)
-    model = adapt(prepared.model, recipe.method, seed=recipe.training.seed)
-    counts = _parameters(model)
+    prepared, model = installed(prepared)
+    counts = parameters(model)
     voice.say(
         f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters train ({_name(prepared)})."
     )
-    with _trackers(prepared, run) as listening:
+    with listening_trackers(prepared, run) as listening:
         spent = train(prepared, model, run, stop, listening, lambda s: voice.step(s, recipe.training.steps), voice.say)
-    save_adapter(model, recipe.method, run.path / "adapter", _facts(prepared, stamp))
-    serve = _for_answering(model, prepared)
-    after = measure(prepared, serve, _heeding(voice.told, stop))
+    save_adapter(model, recipe.method, run.path / "adapter", facts_of(prepared, stamp))
+    serve = for_answering(model, prepared)
+    after = measure(prepared, serve, heeding(voice.told, stop))
     facts = {
         **counts,
         "training": spent_table(spent, recipe.training.steps),
-        "provenance": provenance(prepared, stamp, _licence(recipe.model)),
+        "provenance": provenance(prepared, stamp, licence_of(recipe.model)),
         "machine": machine(model),
-        "artifact": _artifact(run.path / "adapter"),
+        "artifact": artifact_of(run.path / "adapter"),
         "warnings": [*prepared.parts.warnings, *_cut(before)],
     }
     return write(run, report(prepared, before, after, facts), predictions(prepared, before, after))
+
+
+def installed(prepared: Prepared) -> tuple[Prepared, nn.Module]:
+    """The base with the recipe's method on it, and the rows as that method has them read."""
+    model = adapt(prepared.model, prepared.recipe.method, seed=prepared.recipe.training.seed)
+    return with_soft_tokens(prepared, model), model
 
 
 def absolute(recipe: Recipe) -> Recipe:
@@ -98,7 +104,7 @@ def _base(prepared: Prepared, run: RunFolder, told: Told, voice: Voice) -> Answe
     return answers
 
 
-def _heeding(told: Told, stop: Stop) -> Told:
+def heeding(told: Told, stop: Stop) -> Told:
     """A signal ends an evaluation between two batches."""
 
     def begin(what: str, count: int) -> Callable[[int], None]:
@@ -123,7 +129,7 @@ def _cut(answers: Answers) -> list[str]:
     )
 
 
-def _for_answering(model: nn.Module, prepared: Prepared) -> nn.Module:
+def for_answering(model: nn.Module, prepared: Prepared) -> nn.Module:
     """The model as it will be used: weights that trained in float32 are rounded to the precision of the recipe."""
     dtype = DTYPES[prepared.recipe.training.precision]
     for name, parameter in model.named_parameters():
@@ -133,7 +139,8 @@ def _for_answering(model: nn.Module, prepared: Prepared) -> nn.Module:
 
 
 @contextmanager
-def _trackers(prepared: Prepared, run: RunFolder) -> Iterator[Sequence[Tracker]]:
+def listening_trackers(prepared: Prepared, run: RunFolder) -> Iterator[Sequence[Tracker]]:
+    """The recipe's trackers, closed in the end."""
     listening = [safely(tracker(name, run.path / name)) for name in prepared.recipe.trackers]
     try:
         yield listening
@@ -142,7 +149,8 @@ def _trackers(prepared: Prepared, run: RunFolder) -> Iterator[Sequence[Tracker]]
             each.close()
 
 
-def _parameters(model: nn.Module) -> dict[str, int]:
+def parameters(model: nn.Module) -> dict[str, int]:
+    """How many numbers train, and how many the base has."""
     own = {name: p for name, p in model.named_parameters() if ".delta." not in name}
     return {
         "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
@@ -150,7 +158,8 @@ def _parameters(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _facts(prepared: Prepared, base: dict[str, str]) -> dict[str, object]:
+def facts_of(prepared: Prepared, base: dict[str, str]) -> dict[str, object]:
+    """What an adapter says of the base (its fingerprint), tokenizer and task that it was made with."""
     chat = prepared.template.chat
     return {
         "model": prepared.recipe.model,
@@ -161,13 +170,15 @@ def _facts(prepared: Prepared, base: dict[str, str]) -> dict[str, object]:
     }
 
 
-def _artifact(folder: Path) -> dict[str, Any]:
+def artifact_of(folder: Path) -> dict[str, Any]:
+    """The format and the bytes of an adapter folder."""
     files = [path for path in folder.iterdir() if path.is_file()]
     form = "peft" if (folder / "adapter_config.json").exists() else "acclimate"
     return {"path": "adapter", "format": form, "bytes": sum(path.stat().st_size for path in files)}
 
 
-def _licence(model: str) -> str:
+def licence_of(model: str) -> str:
+    """The licence of a built-in model; empty for others."""
     source = model_source(model)
     return source.licence if source else ""
 

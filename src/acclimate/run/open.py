@@ -1,12 +1,13 @@
 """A model, with or without an adapter, ready to answer: for every verb that does not train."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from acclimate.data.template import Template
 from acclimate.errors import ModelError, UsageError
 from acclimate.interchange.adapter import load_adapter
+from acclimate.methods.soft import soft_of
 from acclimate.models.fingerprint import check, template_hash, tokenizer_hash
 from acclimate.models.load import load
 from acclimate.models.outline import head_of, is_encoder_decoder
@@ -43,6 +44,8 @@ def open_model(name: str, adapter: Path | None = None, precision: Precision = "a
             raise UsageError(f"There is no adapter folder {adapter}; give the adapter/ folder of a run.")
         _, facts = load_adapter(model, adapter)
         _same_text(codec, facts, adapter)
+        soft = soft_of(model)
+        codec = replace(codec, front=soft.front, back=soft.back)
     if not is_encoder_decoder(model) and head_of(model) is None:
         raise ModelError(f"{name} has no language-model head, so it can neither write nor score text.")
     return Opened(model.eval(), codec, context_of(model), facts)

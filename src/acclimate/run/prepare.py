@@ -14,6 +14,7 @@ from acclimate.data.sources import resolve_data
 from acclimate.data.split import Shares, overlap, plain, split
 from acclimate.data.template import Template, segments
 from acclimate.errors import DataError, RecipeError
+from acclimate.methods.soft import soft_of
 from acclimate.models.load import Loaded, load, terminators
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.models.precision import choose, device
@@ -174,6 +175,21 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(recipe, found, loaded.model, reader, template, context, train, dev)
 
 
+def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
+    """The same inputs with the soft tokens of the adapter that answers in their places; as they were without any."""
+    soft = soft_of(model)
+    if not (soft.front or soft.back):
+        return prepared
+    reader = replace(prepared.codec, front=soft.front, back=soft.back)
+    data, context = prepared.recipe.data, prepared.context
+    most = min(data.max_tokens + len(soft.front + soft.back) if data.max_tokens else context, context)
+    train, dev = (
+        fit_rows([reader.dressed(row) for row in part.rows], most, data.truncation, reader.kept)
+        for part in (prepared.train, prepared.dev)
+    )
+    return replace(prepared, codec=reader, train=train, dev=dev)
+
+
 def _must_write(loaded: Loaded) -> None:
     """Language modelling needs a model that writes from left to right."""
     if not loaded.model.can_generate():
@@ -232,7 +248,7 @@ def encode_rows(part: Part, template: Template, reader: Codec, most: int, data: 
         if not any(encoded.scored if encoded.source else encoded.scored[1:]):
             raise DataError(f"{row.where} has no token that the loss would count; its answer is empty.")
         rows.append(encoded)
-    return fit_rows(rows, most, data.truncation, len(reader.prefix))
+    return fit_rows(rows, most, data.truncation, reader.kept)
 
 
 def _texts(row: Row) -> list[str]:

@@ -33,6 +33,7 @@ class Batch:
     source: Tensor | None = None
     source_mask: Tensor | None = None
     rows: tuple[int, ...] = ()
+    hidden: Tensor | None = None  # (n, d): what a frozen trunk answered at `predict`, where it is known already
     filler: int = 0  # ids behind the last document of a stream that only round its length
 
     @property

@@ -44,6 +44,13 @@ class Codec:
     eos_text: str
     anchor: str  # text after which a continuation is spelled as inside a sentence; "" where none is needed
     reads: bool = False
+    front: tuple[int, ...] = ()  # soft tokens of an adapter, before every row
+    back: tuple[int, ...] = ()  # soft tokens between the prompt and the answer
+
+    @property
+    def kept(self) -> int:
+        """Ids at the start of a row that no cut may take."""
+        return len(self.front) + len(self.prefix)
 
     def plain(self, text: str) -> tuple[int, ...]:
         """The ids of a text, without special tokens around it."""
@@ -59,9 +66,9 @@ class Codec:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of `ids`; special tokens are left out unless asked for."""
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-        )
+        soft = {*self.front, *self.back}
+        known = [i for i in ids if i not in soft]
+        return str(self.tokenizer.decode(known, skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
     def chat(self) -> ChatFormat:
         """The tokenizer's chat template, or a plain one for a model that has none."""
@@ -80,14 +87,27 @@ class Codec:
         """ids and mask. Each side of a boundary between unscored and scored text is spelled on its own."""
         runs = _runs(segments)
         if self.reads:
-            return self._apart(runs, where)
+            return self.dressed(self._apart(runs, where))
         ids: list[int] = []
         scored: list[bool] = []
         for index, (text, counts) in enumerate(runs):
             piece = self.continuation(text) if index else self._first(text)
             ids += piece
             scored += [counts] * len(piece)
-        return Encoded(tuple(ids), tuple(scored), where=where)
+        return self.dressed(Encoded(tuple(ids), tuple(scored), where=where))
+
+    def dressed(self, row: Encoded) -> Encoded:
+        """The row with the soft tokens in their places; they make no further token count in the loss."""
+        if not (self.front or self.back):
+            return row
+        if row.source or self.reads:
+            return row._replace(source=self.front + row.source + self.back)
+        end = row.scored.index(True) if True in row.scored else len(row.scored)
+        scored = (False, *row.scored[1:])
+        return row._replace(
+            ids=self.front + row.ids[:end] + self.back + row.ids[end:],
+            scored=(False,) * len(self.front) + scored[:end] + (False,) * len(self.back) + scored[end:],
+        )
 
     def _first(self, text: str) -> tuple[int, ...]:
         """The start of a sequence: with the tokenizer's BOS exactly once, also where the text already has it."""

@@ -1,0 +1,145 @@
+"""A change that rides on a module, and the switch that picks which change of a module answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from acclimate.errors import ModelError
+
+
+def first_input(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """What a module was called with, by place or by name."""
+    return cast(Tensor, args[0] if args else next(iter(named.values())))
+
+
+class Tap:
+    """The input that a module was given last, for a delta that rides on another module.
+
+    Where layers are checkpointed, the backward pass must follow its own forward pass: it hears the latest input.
+    """
+
+    heard: Tensor | None = None
+
+    def __init__(self, module: nn.Module) -> None:
+        self._hook = module.register_forward_pre_hook(self._hear, with_kwargs=True, prepend=True)
+
+    def _hear(self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        self.heard = first_input(args, named)
+
+    def forget(self) -> None:
+        """Let go of activations, which hold a graph; ids are asked for again when layers are computed again."""
+        if self.heard is not None and self.heard.is_floating_point():
+            self.heard = None
+
+    def remove(self) -> None:
+        """Hear nothing more."""
+        self._hook.remove()
+
+
+class Delta(nn.Module):
+    """What a method adds to one module: its output `y` for the input `x` becomes `delta(x, y)`.
+
+    carrier: the module it rides on, once it is attached. tap: where `x` comes from, if not from that module.
+    """
+
+    tap: Tap | None = None
+    _of: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no child of its own child
+
+    @property
+    def carrier(self) -> nn.Module:
+        """The module that this change rides on. Its `forward` computes what it computes alone."""
+        return self._of[0]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(…, d_in), (…, d_out) → (…, d_out). Computed in the dtype of `x`; parameters are float32 masters."""
+        return y
+
+    def fold(self, module: nn.Module) -> None:
+        """Give `module` new weights that compute this change, never writing into the old ones.
+
+        Raises ModelError for a change that no weight can express.
+        """
+        raise ModelError(f"{type(self).__name__} cannot be merged: no single weight computes it. Keep it attached.")
+
+
+class Chain(Delta):
+    """Several deltas of one name on one module: each changes what the one before it made of the output."""
+
+    def __init__(self, *parts: Delta) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        raise ModelError("A chain is asked part by part.")
+
+    def fold(self, module: nn.Module) -> None:
+        for part in self.parts:
+            cast(Delta, part).fold(module)
+
+
+def links(delta: nn.Module) -> list[Delta]:
+    """The single deltas that a delta of a `Switch` is made of, in the order they answer."""
+    return [cast(Delta, part) for part in delta.parts] if isinstance(delta, Chain) else [cast(Delta, delta)]
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Which of `names` answers for each row. `index`: (batch,), or (1, tokens) for a packed stream; −1 is the base."""
+
+    names: tuple[str, ...]
+    index: Tensor
+
+
+class Switch(nn.ModuleDict):
+    """The named deltas of one module. `active` is a name, `None` (the base answers), or a choice per row."""
+
+    active: str | PerRow | None = None
+    _hooks: tuple[RemovableHandle, ...]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if isinstance(self.active, PerRow):
+            y = self._mixed(self.active, x, y)
+        elif self.active is not None and self.active in self:
+            for delta in links(self[self.active]):
+                y = delta(_seen(delta, x, y), y)
+        for delta in (link for each in self.values() for link in links(each)):
+            if delta.tap is not None:
+                delta.tap.forget()
+        return y
+
+    def _mixed(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
+        index = _rows(choice.index, y)
+        for position, name in enumerate(choice.names):
+            rows = index == position
+            if name in self and bool(rows.any()):
+                for delta in links(self[name]):
+                    y = y.index_put((rows,), delta(_seen(delta, x, y)[rows], y[rows]))
+        return y
+
+
+def _seen(delta: Delta, x: Tensor, y: Tensor) -> Tensor:
+    """What a delta is given: the input of the layer, or of the layer that it follows."""
+    if delta.tap is None:
+        return x
+    heard = delta.tap.heard
+    if heard is None or heard.shape[: y.ndim - 1] != y.shape[:-1]:
+        raise ModelError(
+            "A change that follows another layer's input was asked out of turn: run the whole model, "
+            "and where layers are checkpointed go back before the next forward pass."
+        )
+    return heard
+
+
+def _rows(index: Tensor, y: Tensor) -> Tensor:
+    if index.shape == y.shape[: index.ndim]:
+        return index
+    times = len(y) // index.numel()
+    if y.ndim != 2 or len(y) != times * index.numel():  # OPT's feed-forward layers see (batch · time, d)
+        raise ModelError(
+            f"A layer was given {tuple(y.shape[:-1])} positions, the choice of adapters is for {tuple(index.shape)}: "
+            "its input is shared by the rows. Run the adapters one after the other."
+        )
+    return index.flatten().repeat_interleave(times)
