@@ -12,7 +12,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 # shapes that stand in signatures are checked at every call of every test
-SHAPED = "models.logprobs models.attention objectives.lm methods.lora methods.head tokens.batch generation.samplers"
+SHAPED = (
+    "models.logprobs models.attention objectives.lm tokens.batch generation.samplers methods.lora methods.nf4 methods.head "
+    "methods.dora methods.adapters methods.parallel methods.ia3 methods.bitfit methods.weight methods.unipelt methods.soft "
+    "methods.fastfood methods.intrinsic"
+)
 HOOK = install_import_hook([f"acclimate.{name}" for name in SHAPED.split()], "beartype.beartype")
 
 # the same examples every time: a suite that is green stays green until something changes

@@ -3,6 +3,7 @@
 import errno
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError, SourceError, UsageError
+from acclimate.interchange import peft
 from acclimate.interchange.adapter import load_adapter, save_adapter
-from acclimate.methods import METHODS, Full, Head, LoRA, artifact
+from acclimate.methods import METHODS, Head, LoRA, QLoRA, artifact
 from acclimate.methods.delta import Method, activate, adapt, names, switches, trainable
+from acclimate.methods.soft import settle
 from acclimate.models.fingerprint import fingerprint
 from tests import tiny
+from tests.adapted import SPECS as adapted_specs
+from tests.adapted import heard
 
-SPECS: dict[str, Method] = {"full": Full(), "head": Head(), "lora": LoRA(2, 3.0, 0.1, ("query", "*.1.*"))}
+SPECS: dict[str, Method] = {
+    **adapted_specs,
+    "lora": LoRA(2, 3.0, 0.1, ("query", "*.1.*")),
+    "qlora": QLoRA(2, 3.0, 0.1),
+}
 PEFT = {"adapter_config.json", "adapter_model.safetensors", "acclimate.json"}
 OURS = {"adapter.safetensors", "acclimate.json"}
 every_method = pytest.mark.parametrize("method", SPECS)
@@ -24,7 +33,7 @@ every_method = pytest.mark.parametrize("method", SPECS)
 
 @torch.no_grad()
 def answers(model: nn.Module) -> Tensor:
-    return tiny.logits(model, torch.arange(10).reshape(2, 5) + 3)
+    return heard(model, torch.arange(10).reshape(2, 5) + 3)
 
 
 def adapted(build: str, method: str, name: str = "default", seed: int = 0) -> tuple[nn.Module, dict[str, object]]:
@@ -32,6 +41,7 @@ def adapted(build: str, method: str, name: str = "default", seed: int = 0) -> tu
     model = tiny.build(build, torch.float32)
     facts: dict[str, object] = {"model": "some/base", "base": fingerprint(model)}
     adapt(model, SPECS[method], name=name, seed=seed)
+    settle(model, name)
     torch.manual_seed(seed + 5)
     for parameter in trainable(model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -48,7 +58,7 @@ def test_what_goes_out_comes_in(build: str, method: str, tmp_path: Path) -> None
     model, facts = adapted(build, method)
     folder = tmp_path / "runs" / "adapter"
     save_adapter(model, SPECS[method], folder, facts)
-    assert {path.name for path in folder.iterdir()} == (PEFT if method == "lora" else OURS)
+    assert {path.name for path in folder.iterdir()} == (PEFT if isinstance(SPECS[method], peft.Known) else OURS)
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
     assert all(path.stat().st_mode & 0o444 == folder.stat().st_mode & 0o444 for path in folder.iterdir())
     fresh = tiny.build(build, torch.float32)
@@ -60,10 +70,11 @@ def test_what_goes_out_comes_in(build: str, method: str, tmp_path: Path) -> None
     assert not trainable(fresh)
     assert said["model"] == "some/base"
     assert said["method"] == json.loads(json.dumps({"name": method, **vars(SPECS[method])}))
-    if isinstance(loaded, LoRA):
-        assert (loaded.rank, loaded.alpha, loaded.dropout) == (2, 3.0, 0.1)
-    else:
+    if isinstance(loaded, QLoRA) or not isinstance(loaded, peft.Known):
         assert loaded == SPECS[method]
+    else:  # PEFT's format names the modules
+        same = {key: getattr(loaded, key) for key in ("targets", "inputs") if hasattr(loaded, key)}
+        assert loaded == replace(SPECS[method], **same)
 
 
 @every_method
@@ -139,7 +150,7 @@ def test_an_adapter_is_replaced_whole(method: str, tmp_path: Path) -> None:
     for kind in ("lora", "head", method):
         model, facts = adapted("llama", kind)
         save_adapter(model, SPECS[kind], folder, facts)
-        assert {path.name for path in folder.iterdir()} == (PEFT if kind == "lora" else OURS)
+        assert {path.name for path in folder.iterdir()} == (PEFT if isinstance(SPECS[kind], peft.Known) else OURS)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 

@@ -126,13 +126,13 @@ def test_a_file_of_a_few_rows_is_a_sentence(home, tmp_path, count):
         go(home, tmp_path / "run", overrides=[f"data.train={tmp_path}/few.jsonl"])
 
 
-def test_an_encoder_is_refused_before_anything_is_trained(home, tmp_path):
+def test_an_encoder_without_a_question_for_a_head_is_refused_before_anything_is_trained(home, tmp_path):
     from tests import spelling, tiny
 
     tiny.bert(len(spelling.wordpiece())).save_pretrained(tmp_path / "bert")
     spelling.wordpiece().save_pretrained(tmp_path / "bert")
-    with pytest.raises(RecipeError, match="reads but does not write"):
-        go(home, tmp_path / "run", overrides=[f"model={tmp_path}/bert"])
+    with pytest.raises(RecipeError, match="asks for free text"):
+        go(home, tmp_path / "run", overrides=[f"model={tmp_path}/bert", "task.labels=[]", "task.metrics=[]"])
 
 
 @pytest.mark.parametrize("build", ["gpt2", "t5", "bart"])

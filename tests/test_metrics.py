@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
-from acclimate.data.examples import Example, Output
+from acclimate.data.examples import Example, Output, Tagged
 from acclimate.errors import DataError, ModelError, RecipeError
 from acclimate.metrics import METRICS, choose, default_metrics, describe
 from acclimate.metrics.labels import Accuracy, BalancedAccuracy, ExactMatch, MacroF1, confusion, per_label
@@ -219,7 +219,10 @@ def test_choose_builds_or_explains() -> None:
 
 def test_defaults_and_descriptions_cover_the_registry() -> None:
     assert choose(default_metrics(LABELS), LABELS)[0] == BalancedAccuracy(LABELS)
-    assert {metric.kind for metric in choose(default_metrics())} == {"text"}
+    kinds = {"text": "text", "span": "text", "number": "number", "tags": "tags"}
+    for answer, kind in kinds.items():
+        assert {metric.kind for metric in choose(default_metrics(None, answer))} == {kind}
+        assert default_metrics(LABELS, answer) == default_metrics(LABELS)
     lines = describe()
     assert list(lines) == list(METRICS)
     assert all(20 < len(line) < 121 and line.endswith((".", "2004, section 2.")) for line in lines.values())
@@ -239,7 +242,16 @@ EVERY = [pytest.param(choose([name], LABELS)[0], id=name) for name in METRICS]
 
 def sample(metric, n: int = 30, seed: int = 5) -> np.ndarray:
     generator = np.random.default_rng(seed)
+    outputs: list[Output]
+    examples: list[Example] | list[Tagged]
     outputs, examples = texts(seed, n)
+    if metric.kind == "number":
+        examples = [Example("", str(target)) for target in generator.normal(size=n)]
+        outputs = [Output(value=float(e.target) + generator.normal()) for e in examples]
+    if metric.kind == "tags":
+        bio = lambda: tuple(map(str, generator.choice(["O", "B-x", "I-x", "B-y"], 5)))  # noqa: E731
+        examples = [Tagged(("w",) * 5, bio()) for _ in range(n)]
+        outputs = [Output(tags=(*e.tags[:3], *bio()[3:])) for e in examples]
     if metric.kind == "labels":
         outputs = [Output(str(generator.choice([*LABELS, "who knows"]))) for _ in range(n)]
         examples = [Example("", str(generator.choice(LABELS))) for _ in range(n)]
@@ -254,7 +266,9 @@ def test_rows_have_one_width_and_are_finite(metric) -> None:
     assert rows.ndim == 2
     assert np.isfinite(rows).all()
     assert METRICS[metric.name].name == metric.name
-    assert metric.row(Output("\x00 \u2028", logprob=-1.0, tokens=1, bytes=1), Example("", LABELS[0])) is not None
+    strange = Output("\x00 \u2028", logprob=-1.0, tokens=1, bytes=1, tags=("\u2028",))
+    plain = {"number": Example("", "1e3"), "tags": Tagged(("w",), ("O",))}.get(metric.kind, Example("", LABELS[0]))
+    assert metric.row(strange, plain) is not None
 
 
 @pytest.mark.parametrize("metric", EVERY)
@@ -283,9 +297,13 @@ def test_combine_lies_within_its_limits_and_moves_towards_better(metric) -> None
 
 
 def perfect(metric) -> np.ndarray:
-    example = Example("", "good", ("good",)) if metric.kind == "labels" else Example("", "it is very cold outside")
-    output = Output(example.target, logprob=0.0, tokens=5, bytes=23)
-    return np.array([metric.row(output, example)] * 3)
+    """All right, with two answers that differ, for a correlation has none with what never changes."""
+    if metric.kind == "tags":
+        words = [Tagged(("a", "b"), ("B-x", "I-x")), Tagged(("a", "b"), ("O", "B-y"))]
+        return np.array([metric.row(Output(tags=example.tags), example) for example in words])
+    answers = {"labels": ("good", "bad"), "number": ("2.5", "-1")}.get(metric.kind, ("it is very cold outside",) * 2)
+    outputs = [Output(answer, value=v, tokens=5, bytes=23) for answer, v in zip(answers, (2.5, -1.0), strict=True)]
+    return np.array([metric.row(output, Example("", output.text)) for output in outputs])
 
 
 @pytest.mark.parametrize("metric", EVERY)

@@ -77,6 +77,7 @@ def test_without_a_bug_all_of_them_are_green(answers):
 
 
 @pytest.mark.parametrize("name", BUGS)
+@pytest.mark.timeout(1200)
 def test_the_bug_is_seen(answers, name):
     failed = answers[name]["failed"]
     assert failed, f"{BUGS[name].guarantee} is not tested: this bug survives {BUGS[name].test}"

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,6 @@ def test_written_here_read_by_peft(build: str, targets: tuple[str, ...], tmp_pat
     "options",
     [
         {},
-        {"use_rslora": True, "lora_alpha": 3},
         {"target_modules": r".*\.(q|query|q_proj|c_attn|wo|fc2)"},
         {"target_modules": ["q", "query", "v_proj", "c_attn", "c_proj", "fc1"], "lora_dropout": 0.25},
         {"layers_to_transform": [1], "target_modules": ["query", "q_proj", "c_attn", "SelfAttention.q"]},
@@ -110,7 +108,7 @@ def test_written_by_peft_read_here(build: str, options: dict[str, Any], tmp_path
     assert isinstance(spec, LoRA)
     assert facts == {}
     assert (spec.rank, spec.dropout) == (4, options.get("lora_dropout", 0.0))
-    assert spec.alpha == pytest.approx(3 * math.sqrt(4) if "use_rslora" in options else 12.0, rel=1e-12)
+    assert spec.alpha == 12.0
     assert close(answers(model), answers(there))
     assert not close(answers(model), base)
 
@@ -226,7 +224,7 @@ def test_target_modules_mean_these_and_no_others(chosen: list[str], expected: li
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("use_dora", True, "use_dora is true, which this LoRA cannot express; merge the adapter with PEFT"),
+        ("use_qalora", True, "use_qalora is true, which our LORA cannot express; merge the adapter with PEFT"),
         ("rank_pattern", {"q_proj": 4}, r'rank_pattern is {"q_proj": 4}'),
         ("alpha_pattern", {"q_proj": 4}, "alpha_pattern is"),
         ("modules_to_save", ["classifier"], r'modules_to_save is \["classifier"\]'),
@@ -239,7 +237,8 @@ def test_target_modules_mean_these_and_no_others(chosen: list[str], expected: li
         ("layer_replication", [[0, 2]], "layer_replication is"),
         ("alora_invocation_tokens", [5], "alora_invocation_tokens is"),
         ("an_option_of_the_future", {"x": 1}, "an_option_of_the_future is"),
-        ("peft_type", "IA3", "peft_type is 'IA3'; only 'LORA' can be read"),
+        ("peft_type", "LOHA", "peft_type is 'LOHA'; only 'LORA' and 'IA3' can be read"),
+        ("peft_type", ["LORA"], r"peft_type is \['LORA'\]; only 'LORA' and 'IA3' can be read"),
         ("r", "8", "r is '8'; it must be a number"),
         ("r", True, "r is True; it must be a number"),
         ("r", 0, "r is 0; it must be a whole number from 1"),
@@ -260,7 +259,6 @@ def test_what_lora_cannot_express_is_refused_by_name(option: str, value: object,
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"use_dora": True}, "use_dora is true"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
         ({"bias": "lora_only"}, "bias is 'lora_only'"),

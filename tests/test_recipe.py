@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from acclimate.errors import RecipeError
 from acclimate.methods import LoRA
 from acclimate.recipe import Recipe, dump, load, parse
+from acclimate.run import rungs
 from acclimate.training.rates import Linear
 
 GOOD = "model: m\ndata: {train: reviews}\ntask:\n  labels: [no, yes]\ntraining:\n  rate: 5e-4\n  steps: 10\n"
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+WRITTEN = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+LADDERS = [path for path in WRITTEN if "\nrungs:" in path.read_text(encoding="utf-8")]
+RECIPES = [path for path in WRITTEN if path not in LADDERS]
 
 BAD = {
     "model: m\ndata: {train: r}\nmetod: lora\n": "recipe:3: No option of a recipe is called 'metod'. Did you mean 'method'?",
@@ -26,7 +29,7 @@ BAD = {
     "model: m\ndata: {train: r}\ntraining: {rate: .nan}\n": "training.rate must be",
     "model: m\ndata: {train: r}\ntraining: {rate: [1]}\n": "recipe:3: training.rate must be a number, not a list or table.",
     "model: m\ndata: {train: r}\nmethod: {name: lorra}\n": "recipe:3: No method is called 'lorra'. Did you mean 'lora'?",
-    "model: m\ndata: {train: r}\nmethod: {rank: 4}\n": "recipe:3: method needs a name; there is: full, head, lora",
+    "model: m\ndata: {train: r}\nmethod: {rank: 4}\n": "recipe:3: method needs a name; there is: bitfit, did, dora",
     "model: m\ndata: {train: r}\nmethod: {name: lora, rnak: 4}\n": "No option of method is called 'rnak'. Did you mean 'rank'?",
     "model: m\ndata: {train: r}\nmethod: {name: full, rank: 4}\n": "No option of method is called 'rank'.",
     "model: m\n": "recipe:1: the recipe needs data.",
@@ -130,3 +133,12 @@ def test_every_default_is_written_out():
         if is_dataclass(inner) and not isinstance(inner, type):
             for option in fields(inner):
                 assert f"{option.name}:" in text
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("path", LADDERS, ids=[p.stem for p in LADDERS])
+def test_comparisons_that_come_with_it_are_read_and_written(path, quick, tmp_path):
+    read = rungs.load(path, [], quick)
+    (tmp_path / "again.yaml").write_text(rungs.dump(read), encoding="utf-8")
+    assert rungs.load(tmp_path / "again.yaml", [], False) == read
+    assert len({rung.name for rung in read.rungs}) == len(read.rungs) > 1

@@ -11,7 +11,18 @@ from torch import nn
 from acclimate.errors import ModelError
 from acclimate.methods.delta import adapt
 from acclimate.methods.lora import LoRA
-from acclimate.methods.targets import PARTS, Width, find, linears, width
+from acclimate.methods.targets import (
+    PARTS,
+    Width,
+    attentions,
+    embedding,
+    feed_forwards,
+    find,
+    layers,
+    linears,
+    norms,
+    width,
+)
 
 SIZES = {
     "vocab_size": 96,
@@ -238,3 +249,86 @@ def test_width_of_both_layouts() -> None:
     assert width(nn.Linear(3, 5)) == Width(3, 5, False)
     with pytest.raises(ModelError, match="A LayerNorm has no single weight matrix"):
         width(nn.LayerNorm(3))
+
+
+EMBEDDINGS = {
+    **{"gpt2": "transformer.wte", "gptj": "transformer.wte", "falcon": "transformer.word_embeddings"},
+    **{"opt": "model.decoder.embed_tokens", "pythia": "gpt_neox.embed_in", "t5": "encoder.embed_tokens"},
+    **{"modernbert": "model.embeddings.tok_embeddings", "bart": "model.encoder.embed_tokens"},
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi", "phi3"), "model.embed_tokens"),
+    **{n: f"{n}.embeddings.word_embeddings" for n in ("bert", "roberta", "electra", "deberta", "mpnet")},
+    **{n: f"{n}.embeddings.word_embeddings" for n in ("distilbert", "albert")},
+}
+FINAL = {  # after the last layer; builds that normalise at the end of each layer have none
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3"), "model.norm"),
+    **dict.fromkeys(("gpt2", "gptj", "falcon"), "transformer.ln_f"),
+    **{"phi": "model.final_layernorm", "opt": "model.decoder.final_layer_norm"},
+    **{"pythia": "gpt_neox.final_layer_norm", "modernbert": "model.final_norm"},
+    "t5": "decoder.final_layer_norm encoder.final_layer_norm",
+}
+# A layer's own; of encoder-decoders those of an encoder layer and a decoder layer together.
+NORMS = {"qwen3": 4, "gemma2": 4, "phi": 1, "gptj": 1, "falcon": 1, "t5": 5, "bart": 5}
+
+
+@pytest.mark.parametrize("build", ZOO)
+def test_layers_and_their_sublayers_are_those_of_the_build(build: str) -> None:
+    with torch.device("meta"):
+        model = ZOO[build][0]()
+    names, kind = {id(m): n for n, m in model.named_modules()}, build.split()[0]
+    found = [names[id(layer)] for layer in layers(model)]
+    two, count = kind in ("t5", "bart"), 1 if kind == "albert" else 2  # ALBERT has one layer, which it uses twice
+    assert len(found) == (2 * count if two else count)
+    assert [re.search(r"\d+$", n)[0] for n in found] == [str(i) for i in range(count)] * (1 + two)
+    assert not two or ["encoder" in n for n in found] == [True, True, False, False]
+    for pairs, part, last in ((attentions(model), "query", "output"), (feed_forwards(model), "up", "down")):
+        firsts, lasts = ([names[id(pair[place])] for pair in pairs] for place in (0, 1))
+        assert set(firsts) == set(find(model, (part,)))
+        assert set(lasts) == set(find(model, (last,)))
+        order = [next(i for i, n in enumerate(found) if name.startswith(f"{n}.")) for name in firsts]
+        assert order == sorted(order)
+        assert order == [next(i for i, n in enumerate(found) if name.startswith(f"{n}.")) for name in lasts]
+    if two:  # self-attention and cross-attention are not mixed up
+        assert all(
+            names[id(a)].rpartition(".")[0] == names[id(b)].rpartition(".")[0]
+            for pairs in (attentions(model), feed_forwards(model))
+            for a, b in pairs
+        )
+
+
+@pytest.mark.parametrize("build", ZOO)
+def test_embedding_and_norms_are_those_of_the_build(build: str) -> None:
+    with torch.device("meta"):
+        model = ZOO[build][0]()
+    names, kind = {id(m): n for n, m in model.named_modules()}, build.split()[0]
+    assert names[id(embedding(model))] == EMBEDDINGS[kind]
+    normed = [names[id(norm)] for norm in norms(model)]
+    inside = [n for n in normed if re.search(r"\.\d+\.", n)]
+    assert sorted(set(normed) - set(inside)) == FINAL.get(kind, "").split()
+    # ModernBERT's first layer takes its input as the embedding normalised it.
+    assert len(inside) == {"albert": 2, "modernbert": 3}.get(kind, 2 * NORMS.get(kind, 2))
+
+
+def test_places_are_found_beneath_an_adapter() -> None:
+    model = ZOO["llama"][0]()
+    before = [layers(model), norms(model), attentions(model), feed_forwards(model), embedding(model)]
+    adapt(model, LoRA(targets=("linear",)))
+    model.model.layers[0].mlp.up_proj.delta["default"].norm = nn.LayerNorm(2)
+    assert [layers(model), norms(model), attentions(model), feed_forwards(model), embedding(model)] == before
+
+
+def test_a_layer_with_several_experts_has_no_pairs() -> None:
+    model = ZOO["llama"][0]()
+    model.model.layers[1].mlp.second = nn.ModuleDict({"up_proj": nn.Linear(2, 2)})
+    with pytest.raises(ModelError, match=r"model.layers.1 has 2 up and 1 down layers, which do not pair up"):
+        feed_forwards(model)
+
+
+def test_cross_attention_of_an_encoder_turned_decoder_is_attention() -> None:
+    with torch.device("meta"):
+        model = hf.BertLMHeadModel(hf.BertConfig(**SIZES, is_decoder=True, add_cross_attention=True))
+    assert {n.split(".", 4)[4] for n in find(model, ("output",))} == {
+        "attention.output.dense",
+        "crossattention.output.dense",
+    }
+    assert {n.split(".", 4)[4] for n in find(model, ("down",))} == {"output.dense"}
+    assert len(attentions(model)) == 4

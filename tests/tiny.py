@@ -8,10 +8,34 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -127,11 +151,53 @@ BUILDS = {
     "bart": bart,
 }
 
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SHARED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 2}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LAYERED = ["sliding_attention", "full_attention"]
+WINDOW = 4  # ids that a layer with a sliding window looks back at, itself included
+DEBERTA = {"relative_attention": True, "pos_att_type": "c2p|p2c", "position_biased_input": False, "pad_token_id": 0}
+
+
+def _qwen2() -> nn.Module:
+    return Qwen2ForCausalLM(Qwen2Config(**{n: v for n, v in SHARED.items() if n != "head_dim"}))
+
+
+def _opt() -> nn.Module:
+    sizes = {n: v for n, v in SIZES.items() if n != "intermediate_size"}
+    return OPTForCausalLM(OPTConfig(**sizes, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0, pad_token_id=1))
+
+
+# The rest of what is promised: decoders, then encoders. tests/test_architectures.py asks all of it of each.
+MORE = {
+    "qwen2": _qwen2,
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHARED)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SHARED)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHARED, sliding_window=WINDOW, query_pre_attn_scalar=8)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHARED, sliding_window=WINDOW, layer_types=LAYERED)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHARED, sliding_window=WINDOW)),
+    "opt": _opt,
+    "pythia": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
+    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES, **STILL, pad_token_id=1)),
+    "deberta": lambda: DebertaV2ForMaskedLM(DebertaV2Config(**SIZES, **STILL, **DEBERTA)),
+    "electra": lambda: ElectraForMaskedLM(ElectraConfig(**SIZES, **STILL, embedding_size=16, pad_token_id=0)),
+    "mpnet": lambda: MPNetForMaskedLM(MPNetConfig(**SIZES, **STILL, pad_token_id=1)),
+}
+
 
 def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
-    """One of `BUILDS`, in evaluation mode. Weights are drawn wide enough that a wrong mask shows in the logits."""
+    """One of `BUILDS` or `MORE`, in evaluation mode. Weights are drawn wide enough that a wrong mask shows in the logits."""
     torch.manual_seed(seed)
-    model = BUILDS[name]().to(dtype).eval()
+    model = {**BUILDS, **MORE}[name]().to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -44,7 +44,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Task:
-    """How a row is asked and how the answer is judged. Without labels the model writes its answer."""
+    """How a row is asked and how the answer is judged. Without labels the model writes its answer.
+
+    With a head it does not write: a linear layer on its hidden states answers, with a label, a number, one of a row's
+    choices, a tag for each word, or a span of the context, as the rows ask for.
+    """
 
     template: str = "{{ prompt }}"
     system: str = ""
@@ -54,6 +58,29 @@ class Task:
     max_new_tokens: int = 64
     stops: tuple[str, ...] = ()
     sampler: Any = field(default=Greedy(), metadata={"choices": SAMPLERS})
+    numbers: bool = False  # the answers are numbers: regression
+    head: bool | None = None  # by default where the model cannot write
+    pool: Literal["auto", "first", "mean", "last"] = "auto"  # how a text becomes the one vector that a head looks at
+    pair: tuple[str, ...] = ()  # two columns that an encoder reads as two texts; by default the usual ones
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: every label weighs the same in the loss
+    threshold: str = "0.5"  # probability of the last of two labels from which it is chosen; dev: the best one on dev
+
+    def __post_init__(self) -> None:
+        if len(self.pair) not in (0, 2):
+            raise RecipeError(f"pair must name two columns, not {list(self.pair)}.")
+        if self.threshold != "dev" and not 0 < _number(self.threshold) < 1:
+            raise RecipeError(f"threshold must be dev or a number between 0 and 1, not {self.threshold!r}.")
+        if self.threshold != "0.5" and len(self.labels) != 2:
+            raise RecipeError(f"threshold parts two labels; this task has {len(self.labels)}.")
+        if self.numbers and self.labels:
+            raise RecipeError("numbers is true, so the answers are no labels; leave labels out.")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 @dataclass(frozen=True)
@@ -99,29 +126,38 @@ class Recipe:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at `path`, with `key=value` overrides such as `method.rank=16`."""
+    return parse(text_of(path), str(path), overrides)
+
+
+def text_of(path: Path) -> str:
+    """What stands in the file. Raises RecipeError, naming its neighbours, where there is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise RecipeError(unknown("recipe", str(path), near) if near else f"There is no recipe {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}.") from None
-    return parse(text, str(path), overrides)
 
 
 def parse(text: str, where: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `text`."""
-    root = _compose(text, where)
-    over: yaml.Node = yaml.MappingNode("tag:yaml.org,2002:map", [])
-    for override in overrides:
-        over = _laid_over(over, _override(override))
-    recipe = _build(Recipe, _laid_over(root, over), "", where)
+    recipe = build(Recipe, laid_over(compose(text, where), overlay(overrides)), "", where)
     assert isinstance(recipe, Recipe)
-    _check(recipe, where)
+    check(recipe, where)
     return recipe
 
 
-def _check(recipe: Recipe, where: str) -> None:
+def overlay(overrides: Sequence[str]) -> yaml.Node:
+    """`key=value` overrides as one table, to be laid over a recipe."""
+    over: yaml.Node = yaml.MappingNode("tag:yaml.org,2002:map", [])
+    for override in overrides:
+        over = laid_over(over, _override(override))
+    return over
+
+
+def check(recipe: Recipe, where: str) -> None:
+    """Raise RecipeError for a number that no run can have."""
     positive = {
         "training.steps": recipe.training.steps,
         "training.tokens_per_step": recipe.training.tokens_per_step,
@@ -140,7 +176,8 @@ def _check(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where}: task.labels must be at least two different names, not {list(recipe.task.labels)}.")
 
 
-def _compose(text: str, where: str) -> yaml.Node:
+def compose(text: str, where: str) -> yaml.Node:
+    """The table in `text`, its lines known; no aliases, every key once."""
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):
@@ -196,7 +233,8 @@ def _override_value(override: str, value: str) -> yaml.Node:
     return node
 
 
-def _laid_over(below: yaml.Node, above: yaml.Node) -> yaml.Node:
+def laid_over(below: yaml.Node, above: yaml.Node) -> yaml.Node:
+    """`below` with every entry of `above` in its place; another choice by name drops the options of the one below."""
     if isinstance(below, yaml.ScalarNode) and isinstance(above, yaml.MappingNode):
         below = _named(below)
     if not (isinstance(below, yaml.MappingNode) and isinstance(above, yaml.MappingNode)):
@@ -207,7 +245,7 @@ def _laid_over(below: yaml.Node, above: yaml.Node) -> yaml.Node:
         new = {}  # another choice: the options of the one below have no meaning for it
     for key, value in above.value:
         kept = new.get(key.value)
-        new[key.value] = (kept[0], _laid_over(kept[1], value)) if kept else (key, value)
+        new[key.value] = (kept[0], laid_over(kept[1], value)) if kept else (key, value)
     return yaml.MappingNode(below.tag, list(new.values()), below.start_mark, below.end_mark)
 
 
@@ -222,7 +260,8 @@ def _pairs(node: yaml.Node, path: str, where: str) -> Iterator[tuple[str, yaml.N
         yield key.value, key, value
 
 
-def _build(cls: type, node: yaml.Node, path: str, where: str) -> Any:
+def build(cls: type, node: yaml.Node, path: str, where: str) -> Any:
+    """The dataclass `cls` from a table, strictly. Raises RecipeError with the line."""
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cls)}
     given: dict[str, Any] = {}
@@ -256,13 +295,13 @@ def _choice(choices: Mapping[str, type], node: yaml.Node, path: str, where: str)
     if not isinstance(name, yaml.ScalarNode) or name.value not in choices:
         raise RecipeError(f"{_at(name, where)}: " + unknown(path, str(name.value), choices))
     rest = yaml.MappingNode(node.tag, [pair for pair in node.value if pair[0].value != "name"], node.start_mark)
-    return _build(choices[name.value], rest, path, where)
+    return build(choices[name.value], rest, path, where)
 
 
 def _value(wanted: Any, node: yaml.Node, path: str, where: str) -> Any:
     origin, inner = get_origin(wanted), get_args(wanted)
     if is_dataclass(wanted):
-        return _build(wanted, node, path, where)  # type: ignore[arg-type]
+        return build(wanted, node, path, where)  # type: ignore[arg-type]
     if origin in (Union, UnionType):
         return None if _is_null(node) else _value(next(t for t in inner if t is not NoneType), node, path, where)
     if origin is tuple:

@@ -17,11 +17,12 @@ from acclimate.evaluation.predictor import Generate, Likelihood, prompt_row
 from acclimate.generation.decode import stream
 from acclimate.generation.samplers import Beam, Greedy, Sample, Sampler
 from acclimate.generation.stops import Stops, pieces
-from acclimate.metrics import choose, default_metrics
+from acclimate.metrics import choose
 from acclimate.recipe import Recipe, load, parse
 from acclimate.run.measure import predictor_for
 from acclimate.run.open import Opened, open_model
 from acclimate.run.prepare import parts, resolve_task
+from acclimate.run.tasks import default_names, opened_head, target_of
 
 
 @dataclass(frozen=True)
@@ -149,16 +150,17 @@ def evaluate_model(
     model: str, adapter: Path | None, data: str, recipe_path: Path | None, out: Path | None, as_json: bool
 ) -> None:
     """The verb `evaluate`: the task comes from a recipe, or from what the adapter says of itself."""
-    opened = open_model(model, adapter)
+    opened = open_model(model, adapter, heads=True)
     recipe = _task_of(opened, data, recipe_path, model)
     test = parts(recipe.data, recipe.task).test
     template, task = resolve_task(recipe.task, opened.codec, test.rows[0])
-    metrics = choose(task.metrics or default_metrics(task.labels or None), task.labels or None)
+    metrics = choose(task.metrics or default_names(task, test.rows), task.labels or None)
+    head = opened_head(opened.model, opened.facts, task, opened.codec, test.rows[0], opened.context)
     speaking = voice(quiet=as_json)
     asked = {}
     for kind in kinds(metrics, task.labels):
         predictor = predictor_for(
-            kind, task, opened.model, opened.codec, template, opened.context, recipe.evaluation.seed
+            kind, task, opened.model, opened.codec, template, opened.context, recipe.evaluation.seed, head
         )
         asked[kind] = predictor(test.rows, speaking.told(f"evaluation ({kind})", len(test.rows)))
     measured = rows_of(metrics, asked, test.rows)
@@ -199,7 +201,7 @@ def _keep(out: Path, table: dict[str, Any], rows: Sequence[Any], measured: Any) 
             "where": row.where,
             "prompt_ids": list(measured.answers[i].prompt_ids),
             "truncated": measured.answers[i].truncated,
-            "target": getattr(row, "target", ""),
+            "target": target_of(row),
             "text": measured.answers[i].text,
             "scores": dict(measured.answers[i].scores),
             "metrics": {name: list(found[i]) for name, found in measured.rows.items()},

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -73,8 +73,13 @@ def _validate_recipe(path: Path) -> None:
     print(f"{path} is a good recipe.")
 
 
-def list_things(what: str, as_json: bool) -> None:
-    """The verb `list`."""
+def list_things(what: str, as_json: bool, folder: Path | None = None) -> None:
+    """The verb `list`. folder: where adapters are looked for; it belongs to them alone."""
+    if what == "adapters":
+        _list_adapters(folder or Path(), as_json)
+        return
+    if folder is not None:
+        raise UsageError(f"`list {what}` looks into no folder; `list adapters FOLDER` does.")
     tables = {
         "models": lambda: {row["name"]: row["about"] for row in list_models()},
         "data": lambda: {row["name"]: row["about"] for row in list_data()},
@@ -85,7 +90,7 @@ def list_things(what: str, as_json: bool) -> None:
         "schedules": _schedules,
     }
     if what not in tables:
-        raise UsageError(unknown("list", what, tables))
+        raise UsageError(unknown("list", what, [*tables, "adapters"]))
     table = tables[what]()
     if as_json:
         print(json.dumps([{"name": name, "about": about} for name, about in table.items()], ensure_ascii=False))
@@ -93,6 +98,18 @@ def list_things(what: str, as_json: bool) -> None:
     width = max(map(len, table))
     for name, about in table.items():
         print(f"{name:<{width}}  {about}")
+
+
+def _list_adapters(folder: Path, as_json: bool) -> None:
+    from acclimate.interchange.shelf import shelf
+
+    rows = shelf(folder)
+    if as_json:
+        print(json.dumps([asdict(row) | {"path": str(row.path)} for row in rows], ensure_ascii=False))
+        return
+    width = max((len(str(row.path)) for row in rows), default=0)
+    for row in rows:
+        print(f"{row.path!s:<{width}}  {row.method} of {row.model or 'no named base'}, {row.date}, {row.bytes:,} bytes")
 
 
 def _methods() -> dict[str, str]:

@@ -42,6 +42,25 @@ def run(
 
 
 @app.command()
+def compare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished comparison in --out.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With the smaller numbers of the recipe's table quick.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Rungs at once, each in a process of its own.")] = 1,
+    quiet: Quiet = False,
+    only: Annotated[str, typer.Option("--only", hidden=True, help="One rung, for a parent with several jobs.")] = "",
+) -> None:
+    """Several ways of adapting one model to one task: one table, one page."""
+    from acclimate.cli.compare import Wish, compare_recipe
+
+    compare_recipe(recipe, overrides or [], out, Wish(resume, quick, jobs, quiet, only))
+
+
+@app.command()
 def plan(recipe: RecipePath, overrides: Overrides = None, json: Json = False) -> None:
     """Predict memory, tokens, steps and time of a recipe; nothing is trained."""
     from acclimate.cli.adapt import plan_recipe
@@ -133,21 +152,45 @@ def validate(
 @app.command()
 def merge(
     model: Model,
-    adapter: Annotated[Path, typer.Option("--adapter", help="The adapter/ folder of a run.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the merged model.")],
+    adapter: Adapter = None,
+    delta: Annotated[Path | None, typer.Option("--delta", help="What `export --format delta` wrote.")] = None,
 ) -> None:
-    """Write an adapter into its base: a plain model folder that transformers loads."""
-    from acclimate.cli.convert import export_adapter
+    """Write an adapter or a difference into its base: a plain model folder that transformers loads."""
+    from acclimate.cli.convert import merge_into
 
-    export_adapter(model, adapter, out, "merged")
+    merge_into(model, adapter, delta, out)
+
+
+@app.command()
+def combine(
+    model: Model,
+    adapter: Annotated[list[Path], typer.Option("--adapter", help="An adapter/ folder; give it repeatedly.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    weight: Annotated[
+        list[float] | None, typer.Option("--weight", help="Of each adapter; 1/n without, 1 for ties, which averages.")
+    ] = None,
+    how: Annotated[str, typer.Option("--how", help="linear, ties or dare.")] = "linear",
+    keep: Annotated[
+        float | None, typer.Option("--keep", help="ties: the share of each change that stays; 0.2.")
+    ] = None,
+    drop: Annotated[float | None, typer.Option("--drop", help="dare: the share of each change that goes; 0.5.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="dare: of what is dropped; 0.")] = None,
+) -> None:
+    """Several adapters of one base become one: a LoRA for a sum of LoRAs, otherwise a difference for `merge --delta`."""
+    from acclimate.cli.convert import combine_adapters, way_of
+
+    combine_adapters(model, adapter, weight or (), way_of(how, keep, drop, seed), out)
 
 
 @app.command()
 def export(
     model: Model,
-    adapter: Annotated[Path, typer.Option("--adapter", help="The adapter/ folder of a run.")],
+    adapter: Annotated[
+        Path, typer.Option("--adapter", help="The adapter/ folder of a run; for delta a tuned model's as well.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    format: Annotated[str, typer.Option("--format", help="peft or merged.")] = "peft",
+    format: Annotated[str, typer.Option("--format", help="peft, merged, or delta: weights minus the base.")] = "peft",
 ) -> None:
     """Convert an adapter to another format."""
     from acclimate.cli.convert import export_adapter
@@ -157,13 +200,16 @@ def export(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, data, methods, objectives, metrics, samplers or schedules.")],
+    what: Annotated[
+        str, typer.Argument(help="models, data, methods, objectives, metrics, samplers, schedules or adapters.")
+    ],
+    folder: Annotated[Path | None, typer.Argument(help="Where adapters are looked for; here without it.")] = None,
     json: Json = False,
 ) -> None:
     """What there is, with one line each."""
     from acclimate.cli.inspect import list_things
 
-    list_things(what, json)
+    list_things(what, json, folder)
 
 
 @app.command()

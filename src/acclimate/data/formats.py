@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from acclimate.data import turns
+from acclimate.data import tasks, turns
 from acclimate.data.examples import Conversation, Document, Example, Feedback, Preference, Ranking, Row, Tagged
 from acclimate.data.preferences import feedback, preference, ranking
 from acclimate.data.problem import Refused
-from acclimate.data.values import Raw, label, listed, near, needed, sequence, spelled, text, texts
+from acclimate.data.values import Raw, label, listed, near, needed, sequence, spelled, text
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Asked:
 
     labels: tuple[str, ...] = ()  # the answers there are; none: free text
     target: str = ""  # the column that holds the answer; "": found by its usual name
+    numbers: bool = False  # the answers are numbers
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def formats(asked: Asked) -> tuple[Format, ...]:
     """The formats that a task's rows may have, the more particular first."""
     if asked.target:
         return (Format(Example, (asked.target,), _targeted),)
-    return FORMATS
+    scored = (_together(("text",), "score"),) if asked.numbers else ()  # running text may have a score
+    return (*FORMATS[:-1], *TASKS, *scored, *FORMATS[-1:])
 
 
 def recognise(row: Raw, known: Sequence[Format]) -> Format:
@@ -47,7 +49,8 @@ def recognise(row: Raw, known: Sequence[Format]) -> Format:
         spelled(row, form.needs, form.may)
         return form
     best = max(known, key=lambda form: _likeness(row, form))
-    if _likeness(row, best)[1] or len(known) == 1:
+    lacks, there = _likeness(row, best)
+    if len(known) == 1 or (there and (best not in TASKS or lacks == 0)):
         _lacking(row, best)
     every, columns = "; ".join(form.name for form in reversed(known)), listed(row) or "no column"
     raise Refused("format", f"has {columns}; rows are known by {every}. data.columns renames.")
@@ -73,7 +76,7 @@ def _lacking(row: Raw, form: Format) -> None:
 
 
 def _likeness(row: Raw, form: Format) -> tuple[int, int]:
-    there = sum(1 for name in form.needs if name in row or near(name, row))
+    there = len({name if name in row else near(name, row) for name in form.needs} - {None})
     return (there - len(form.needs) if there else -len(FORMATS), there)
 
 
@@ -90,8 +93,7 @@ def _completed(row: Raw, where: str, asked: Asked) -> Example:
 
 
 def _labelled(row: Raw, where: str, asked: Asked) -> Example:
-    target = label(row["label"], asked.labels, "label")
-    return Example(text(row["text"], "text"), target, fields=row, where=where)
+    return Example(text(row["text"], "text"), _wanted(row["label"], "label", asked), fields=row, where=where)
 
 
 def _instructed(row: Raw, where: str, asked: Asked) -> Example:
@@ -111,7 +113,11 @@ def _example(prompt: str, row: Raw, column: str, where: str, asked: Asked) -> Ex
 
 
 def _answer(value: object, name: str, asked: Asked) -> str:
-    return label(value, asked.labels, name) if asked.labels else text(value, name)
+    return _wanted(value, name, asked) if asked.labels or asked.numbers else text(value, name)
+
+
+def _wanted(value: object, name: str, asked: Asked) -> str:
+    return tasks.number(value, name) if asked.numbers else label(value, asked.labels, name)
 
 
 def _instruction(row: Raw) -> str:
@@ -133,18 +139,37 @@ def _prompt(row: Raw, target: str) -> str:
 def _document(row: Raw, where: str, asked: Asked) -> Document:
     if asked.labels:
         raise Refused("missing", f"has no label; the task's labels are: {listed(asked.labels)}.")
+    if asked.numbers:
+        raise Refused("missing", "has no score; the task's answers are numbers.")
     return Document(text(row["text"], "text"), where)
 
 
-def _tagged(row: Raw, where: str, asked: Asked) -> Tagged:
-    tokens, tags = texts(row["tokens"], "tokens"), texts(row["tags"], "tags")
-    if len(tokens) != len(tags):
-        raise Refused("tags", f"has {len(tokens)} tokens and {len(tags)} tags; each token needs one.")
-    return Tagged(tokens, tags, where)
+def _together(columns: tuple[str, ...], answer: str = "label") -> Format:
+    def build(row: Raw, where: str, asked: Asked) -> Example:
+        said = tasks.number(row[answer], answer) if answer == "score" else _wanted(row[answer], answer, asked)
+        return Example(tasks.together(row, columns), said, fields=row, where=where)
+
+    return Format(Example, (*columns, answer), build)
+
+
+def _choice(needs: tuple[str, ...], columns: tuple[str, ...]) -> Format:
+    def build(row: Raw, where: str, asked: Asked) -> Example:
+        offered, said = tasks.choices(row, columns), row[needs[-1]]
+        target = label(said, asked.labels, needs[-1]) if asked.labels else tasks.chosen(said, offered, needs[-1])
+        return Example(tasks.opening(row, needs), target, fields={**row, "choices": offered}, where=where)
+
+    return Format(Example, needs, build)
+
+
+def _extracted(row: Raw, where: str, asked: Asked) -> Example:
+    spans = tasks.spans(row)
+    answers = tuple(dict.fromkeys(answer for _, answer in spans))
+    target = answers[0] if answers else ""
+    return Example(text(row["question"], "question"), target, answers, {**row, "answers": spans}, where)
 
 
 FORMATS = (
-    Format(Tagged, ("tokens", "tags"), _tagged),
+    Format(Tagged, ("tokens", "tags"), _judged(tasks.tagged)),
     Format(Ranking, ("prompt", "completions", "ranking"), _judged(ranking)),
     Format(Preference, ("chosen", "rejected"), _judged(preference), ("prompt",)),
     Format(Feedback, ("prompt", "completion", "spans"), _judged(feedback)),
@@ -154,4 +179,13 @@ FORMATS = (
     Format(Example, ("instruction", "output"), _instructed, ("input",)),
     Format(Example, ("text", "label"), _labelled),
     Format(Document, ("text",), _document, ("label",)),
+)
+TASKS = (
+    Format(Example, ("context", "question", "answers"), _extracted),
+    _choice(("question", "choices", "answer"), ("choices",)),
+    _choice(("choice1", "choice2", "label"), ("choice1", "choice2")),
+    _choice(("context", "endings", "label"), ("endings",)),
+    *map(_together, tasks.PAIRS),
+    _together(("sentence1", "sentence2"), "score"),
+    _together(("sentence",)),
 )

@@ -18,7 +18,10 @@ from acclimate.errors import DataError, unknown
 
 Columns = Mapping[str, str | Sequence[str]]  # our name → theirs, of which the first that a row has is taken
 
-LISTS = ("messages", "conversations", "completions", "ranking", "spans", "tokens", "tags")
+LISTS = (
+    *("messages", "conversations", "completions", "ranking", "spans", "tokens", "tags"),
+    *("choices", "endings", "answers"),
+)
 SHOWN = 5  # sentences in an error
 SEEN = 100  # columns a sentence lists
 LISTED = 100  # problems in a validation
@@ -52,18 +55,20 @@ def read(
     labels: Sequence[str] = (),
     target: str | None = None,
     limit: int | None = None,
+    numbers: bool = False,
 ) -> Table:
     """The rows of a .jsonl, .json, .csv, .tsv (these also .gz) or .parquet file.
 
     columns: our name → theirs. labels: the answers there are; a row's must be one, or count into them from 0.
     target: the column that holds the answer, where the task's template has columns of its own. limit: rows at most.
+    numbers: the answers are numbers, so that a `score` beside a `text` is one.
     Raises DataError when more than 1 % of the rows are refused, SourceError for .parquet without pyarrow.
     """
     rows: list[Row] = []
     first: list[str] = []
     dropped: dict[str, list[str]] = {}
     try:
-        for where, row in _rows(path, columns or {}, Asked(tuple(labels), target or ""), limit):
+        for where, row in _rows(path, columns or {}, Asked(tuple(labels), target or "", numbers), limit):
             if isinstance(row, Refused):
                 dropped.setdefault(row.rule, []).append(where)
                 first += [row.at(where).message] if len(first) < SHOWN else []
@@ -181,7 +186,7 @@ def _met(unmet: Columns, seen: Iterable[str]) -> None:
 
 def _unpacked(row: Raw) -> Raw:
     """The lists that a table's cell can only hold as JSON text."""
-    packed = {name: text for name in LISTS if isinstance(text := row.get(name), str) and text.startswith("[")}
+    packed = {name: text for name in LISTS if isinstance(text := row.get(name), str) and text.startswith(("[", "{"))}
     try:
         return {**row, **{name: decode(text) for name, text in packed.items()}} if packed else row
     except json.JSONDecodeError as error:

@@ -14,6 +14,7 @@ from acclimate.data.lines import decoded, lines
 from acclimate.data.problem import Record, Refused
 from acclimate.data.strict import broken, decode
 from acclimate.data.tables import commas, parquet, tabs
+from acclimate.data.tasks import articles
 from acclimate.data.values import found, listed
 
 LARGEST = 256 * 2**20  # bytes of a .json file, which has to be read as a whole
@@ -82,7 +83,7 @@ def _object(value: object) -> dict[str, Any] | Refused:
 
 
 def _json(stream: BufferedIOBase, name: str) -> Iterator[Record]:
-    """A list of objects, {"data": such a list}, or what should have been called .jsonl."""
+    """A list of objects, {"data": such a list}, SQuAD's articles, or what should have been called .jsonl."""
     raw = stream.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise Refused("too long", f"has over {LARGEST:,} bytes; as .jsonl, one object a line, it can have any length.")
@@ -105,7 +106,8 @@ def _json(stream: BufferedIOBase, name: str) -> Iterator[Record]:
         raise value
     if not isinstance(value, list):
         raise Refused("type", f'is {found(value)}; a .json file is a list of objects, or {{"data": such a list}}.')
-    yield from ((f"{name}[{index}]", _object(row)) for index, row in enumerate(value))
+    placed = (each for index, row in enumerate(value) for each in articles(f"{name}[{index}]", row))
+    yield from ((where, _object(row)) for where, row in placed)
 
 
 READERS: dict[str, Callable[[BufferedIOBase, str], Iterator[Record]]] = {

@@ -10,7 +10,7 @@ from acclimate.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class Measured:
-    """outputs: by what was asked ("labels", "text", "likelihood"), one an example. rows: by metric, one an example."""
+    """outputs: by what was asked ("labels", "text", "number", …), one an example. rows: by metric, one an example."""
 
     outputs: Mapping[str, tuple[Output, ...]]
     rows: Mapping[str, tuple[tuple[float, ...], ...]]
@@ -18,7 +18,9 @@ class Measured:
     @property
     def answers(self) -> tuple[Output, ...]:
         """What to show of each example: the answer where there is one."""
-        return next(self.outputs[kind] for kind in ("labels", "text", "likelihood") if kind in self.outputs)
+        return next(
+            self.outputs[kind] for kind in ("labels", "text", "number", "tags", "likelihood") if kind in self.outputs
+        )
 
 
 def rows_of(

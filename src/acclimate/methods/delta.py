@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError, UsageError, unknown
+from acclimate.methods.nf4 import NF4Linear
 from acclimate.methods.switch import Chain as Chain
 from acclimate.methods.switch import Delta as Delta
 from acclimate.methods.switch import PerRow as PerRow
@@ -63,14 +64,25 @@ def _changed(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any],
 def _known_ids(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Ids past the end of the vocabulary mean rows of a delta; the embedding itself is asked for another id there."""
     ids, size = args[0], cast(nn.Embedding, module).num_embeddings
-    if not bool((ids >= size).any()):
+    soft = ids >= size
+    if not bool(soft.any()):
         return None
-    if cast(Switch, module.delta).active is None:
+    if bool((soft & ~_answered(cast(Switch, module.delta), ids)).any()):
         raise ModelError(
             f"Id {int(ids.max())} is past the vocabulary of {size}: it is a soft token of an adapter, and the base "
-            "model answers. Ask the base without soft tokens."
+            "model or another adapter answers. Ask those without soft tokens."
         )
-    return (ids.masked_fill(ids >= size, 0), *args[1:])
+    return (ids.masked_fill(soft, 0), *args[1:])
+
+
+def _answered(switch: Switch, ids: Tensor) -> Tensor:
+    """Where, in the shape of `ids`, a change of this embedding answers."""
+    active = switch.active
+    if not isinstance(active, PerRow):
+        return torch.full_like(ids, active is not None and active in switch, dtype=torch.bool)
+    known = torch.tensor([*(name in switch for name in active.names), False])  # the last is where −1 points: the base
+    here = known[active.index].to(ids.device)
+    return here if here.shape == ids.shape else here[:, None].expand_as(ids)
 
 
 def check_name(name: str) -> None:
@@ -221,6 +233,7 @@ def _fold(model: nn.Module, name: str) -> list[tuple[nn.Parameter, Tensor]]:
     require(model, name)
     carrying = carriers(model, name)
     _refuse_twins(model, carrying)
+    _refuse_packed(carrying)
     originals = [(p, p.data) for module in carrying.values() for p in module.parameters(recurse=False)]
     try:
         for module in carrying.values():
@@ -242,12 +255,23 @@ def _refuse_twins(model: nn.Module, carrying: Mapping[str, nn.Module]) -> None:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(path)
     for path, module in carrying.items():
+        if all(type(link).fold is Delta.fold for each in cast(Switch, module.delta).values() for link in links(each)):
+            continue  # it cannot be merged anyway, and says so itself
         twins = [o for p in module.parameters(recurse=False) for o in owners[id(p)] if o != path]
         if twins:
             raise ModelError(
                 f"{path} shares its weight with {twins[0]}: merging would change both. Keep the adapter attached, "
                 "or untie the embeddings first."
             )
+
+
+def _refuse_packed(carrying: Mapping[str, nn.Module]) -> None:
+    packed = [path for path, module in carrying.items() if isinstance(module, NF4Linear)]
+    if packed:
+        raise ModelError(
+            f"{packed[0]} holds its weight in four bits, which would round most of the change away. Merge into the "
+            "unquantised base: open the base and load the adapter as lora."
+        )
 
 
 @torch.no_grad()
@@ -263,7 +287,8 @@ def install(
 ) -> None:
     """Let `method` add its part beside what is there; it answers if it is the first, else what answered goes on.
 
-    beside: another method whose part has the same name, such as the head of a new task. The random start depends on `seed` alone, and draws nothing from the global generator.
+    beside: another method whose part has the same name, such as the head of a new task.
+    The random start depends on `seed` alone, and draws nothing from the global generator.
     """
     check_name(name)
     if name in names(model):

@@ -5,20 +5,38 @@
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from acclimate.errors import RecipeError, unknown
-from acclimate.metrics.labels import Accuracy, BalancedAccuracy, ExactMatch, MacroF1, plain
+from acclimate.metrics.correlation import Matthews, MeanAbsoluteError, MeanSquaredError, Pearson, Spearman
+from acclimate.metrics.labels import F1, Accuracy, BalancedAccuracy, ExactMatch, F1a, MacroF1, plain
 from acclimate.metrics.likelihood import BitsPerByte, Perplexity
 from acclimate.metrics.metric import Metric, Summed
 from acclimate.metrics.overlap import Bleu, Chrf, Rouge1, Rouge2, RougeL
+from acclimate.metrics.spans import EntityF1, SquadExact, SquadF1, TagAccuracy
 
-_OF_LABELS: Mapping[str, type[Accuracy] | type[BalancedAccuracy] | type[MacroF1]] = {
-    metric.name: metric for metric in (Accuracy, BalancedAccuracy, MacroF1)
+Answer = Literal["text", "span", "number", "tags"]  # what a task without labels asks for
+
+_OfLabels = type[Accuracy] | type[BalancedAccuracy] | type[MacroF1] | type[Matthews] | type[F1]
+_Free = type[Summed] | type[Spearman]
+
+_OF_LABELS: Mapping[str, _OfLabels] = {
+    metric.name: metric for metric in (Accuracy, BalancedAccuracy, MacroF1, Matthews, F1, F1a)
 }
-_OF_TEXT: Mapping[str, type[Summed]] = {
-    metric.name: metric for metric in (ExactMatch, Rouge1, Rouge2, RougeL, Bleu, Chrf, Perplexity, BitsPerByte)
+_FREE: Mapping[str, _Free] = {
+    metric.name: metric
+    for metric in (
+        *(ExactMatch, Rouge1, Rouge2, RougeL, Bleu, Chrf, SquadF1, SquadExact, Perplexity, BitsPerByte),
+        *(Pearson, Spearman, MeanSquaredError, MeanAbsoluteError, EntityF1, TagAccuracy),
+    )
 }
-METRICS: Mapping[str, type[Summed]] = {**_OF_LABELS, **_OF_TEXT}
+METRICS: Mapping[str, _OfLabels | _Free] = {**_OF_LABELS, **_FREE}
+_DEFAULT: Mapping[Answer, tuple[str, ...]] = {
+    "text": ("rougeL", "rouge1", "rouge2"),
+    "span": ("squad_f1", "squad_exact"),
+    "number": ("pearson", "spearman", "mse"),
+    "tags": ("entity_f1", "tag_accuracy"),
+}
 
 
 def choose(names: Iterable[str], labels: tuple[str, ...] | None = None) -> tuple[Metric, ...]:
@@ -29,9 +47,9 @@ def choose(names: Iterable[str], labels: tuple[str, ...] | None = None) -> tuple
     return tuple(_build(name, labels or ()) for name in dict.fromkeys(names))
 
 
-def default_metrics(labels: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Names for a recipe that asks for none, the first one the headline."""
-    return ("balanced_accuracy", "accuracy", "macro_f1") if labels else ("rougeL", "rouge1", "rouge2")
+def default_metrics(labels: tuple[str, ...] | None = None, answer: Answer = "text") -> tuple[str, ...]:
+    """Names for a recipe that asks for none, the first one the headline; `answer` counts where there are no labels."""
+    return ("balanced_accuracy", "accuracy", "macro_f1") if labels else _DEFAULT[answer]
 
 
 def describe() -> dict[str, str]:
@@ -40,12 +58,12 @@ def describe() -> dict[str, str]:
 
 
 def _build(name: str, labels: tuple[str, ...]) -> Metric:
-    if name in _OF_TEXT:
-        return _OF_TEXT[name]()
+    if name in _FREE:
+        return _FREE[name]()
     if name not in _OF_LABELS:
         raise RecipeError(unknown("metric", name, METRICS))
     if not labels:
-        free = ", ".join(sorted(_OF_TEXT))
+        free = ", ".join(sorted(_FREE))
         raise RecipeError(f"{name} compares labels, and the task has none. Give task.labels, or measure: {free}.")
     if len({plain(label) for label in labels}) < len(labels):
         raise RecipeError(f"task.labels names a label twice: {', '.join(labels)}.")

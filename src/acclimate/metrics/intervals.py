@@ -1,8 +1,8 @@
 """How sure a score is, and a difference: written once, for every metric.
 
 A resample is a vector of counts that says how often each row is taken. The bootstrap draws counts, the jackknife leaves
-one row out, and the randomisation test takes each row of a pair from one side or the other. A `Summed` metric turns
-(draws, n) counts into draws sums with one matrix product; any other metric is asked once a draw.
+one row out, and the randomisation test takes each row of a pair from one side or the other. A metric that has
+`resampled`, as a `Summed` one does, turns (draws, n) counts into values at once; any other is asked once a draw.
 """
 
 from collections.abc import Callable, Iterator
@@ -169,8 +169,9 @@ def _limits(metric: Metric) -> tuple[float, float]:
 
 def _values(metric: Metric, rows: Array, counts: Array) -> Array:
     """The metric of each resample: rows (n, k), counts (draws, n) → (draws,)."""
-    if isinstance(metric, Summed):
-        return metric.value(counts @ metric.statistics(rows))
+    own = getattr(metric, "resampled", None)
+    if own is not None:
+        return np.asarray(own(rows, counts), dtype=np.float64)
     return np.array([metric.combine(np.repeat(rows, taken, axis=0)) for taken in counts.astype(np.intp)])
 
 
@@ -179,7 +180,7 @@ def _without_each(metric: Metric, rows: Array) -> Array:
     if isinstance(metric, Summed):
         statistics = metric.statistics(rows)
         return metric.value(statistics.sum(0) - statistics)
-    return np.array([metric.combine(np.delete(rows, i, axis=0)) for i in range(len(rows))])
+    return _resampled(lambda counts: _values(metric, rows, counts), _omitted(len(rows)))
 
 
 def _randomised(metric: Metric, before: Array, after: Array, draws: int, seed: int) -> Array:
@@ -201,6 +202,14 @@ def _batches(n: int, draws: int) -> Iterator[int]:
     size = max(1, CELLS // n)
     for done in range(0, draws, size):
         yield min(size, draws - done)
+
+
+def _omitted(n: int) -> Iterator[Array]:
+    """Jackknife counts (some, n): every row once, but for one."""
+    done = 0
+    for some in _batches(n, n):
+        yield 1.0 - np.eye(some, n, done)
+        done += some
 
 
 def _drawn(n: int, draws: int, seed: int) -> Iterator[Array]:

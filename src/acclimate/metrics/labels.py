@@ -61,7 +61,7 @@ class BalancedAccuracy(Summed):
 
     def value(self, sums: Array) -> Array:
         """Mean of hits / targets where there are targets."""
-        hits, targets, _ = _parts(sums)
+        hits, targets, _ = parts(sums)
         return _mean(ratio(hits, targets))
 
     def interval(self, rows: Array, level: float = 0.95) -> tuple[float, float]:
@@ -98,8 +98,43 @@ class MacroF1(Summed):
 
     def value(self, sums: Array) -> Array:
         """Mean of F1 = 2 hits / (targets + answers) where there are targets."""
-        hits, targets, answers = _parts(sums)
+        hits, targets, answers = parts(sums)
         return _mean(ratio(2 * hits, np.where(targets > 0, targets + answers, 0)))
+
+
+@dataclass(frozen=True)
+class F1(Summed):
+    """F1 of one label, the positive one: the last of the labels, unless it is named.
+
+    No value where it is neither a target nor an answer.
+
+    >>> F1(("no", "yes")).combine([[0, 1], [1, 1], [1, 1], [1, 0]])  # 2 · 2 / (3 + 3)
+    0.6666666666666666
+    """
+
+    labels: tuple[str, ...]
+    positive: str = ""
+    name: ClassVar[str] = "f1"
+    kind: ClassVar[Kind] = "labels"
+
+    def row(self, output: Output, example: Example) -> tuple[float, float]:
+        """(target, answer) as indices into `labels`."""
+        return pair(output, example, self.labels)
+
+    def statistics(self, rows: Array) -> Array:
+        """(n, 3): a hit, a target, an answer of the positive label, or not."""
+        return tally(rows, len(self.labels))[:, :, self.labels.index(self.positive or self.labels[-1])]
+
+    def value(self, sums: Array) -> Array:
+        """2 hits / (targets + answers)."""
+        return ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
+
+
+@dataclass(frozen=True)
+class F1a(F1):
+    """F1 of the right answers over the options of all questions, one row an option (MultiRC). Khashabi et al. 2018."""
+
+    name: ClassVar[str] = "f1a"
 
 
 @dataclass(frozen=True)
@@ -180,8 +215,8 @@ def confusion(rows: ArrayLike, labels: Sequence[str]) -> NDArray[np.intp]:
     return matrix
 
 
-def _parts(sums: Array) -> Array:
-    """(..., 3 K) → (3, ..., K): hits, targets, answers."""
+def parts(sums: Array) -> Array:
+    """Sums of a `tally`, (..., 3 K) → (3, ..., K): hits, targets, answers."""
     return np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
 
 

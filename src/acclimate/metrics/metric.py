@@ -13,14 +13,15 @@ from acclimate.data.examples import Example, Output
 from acclimate.errors import DataError, ModelError
 
 Array = NDArray[np.float64]
-Kind = Literal["labels", "text", "likelihood"]
+Kind = Literal["labels", "text", "likelihood", "number", "tags"]
 
 
 class Metric(Protocol):
     """What evaluation asks of a metric.
 
     A metric may also have `interval(rows, level) -> (low, high)`, where something better than the bootstrap is known,
-    and `limits`, the least and the greatest value it can take.
+    `limits`, the least and the greatest value it can take, and `resampled(rows, counts) -> (draws,)`, its value for many
+    resamples at once, of which counts (draws, n) says how often each takes each row.
     """
 
     @property
@@ -33,7 +34,7 @@ class Metric(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What of an output is looked at: the label chosen, the text written, or the probability of the reference."""
+        """What is looked at: the label chosen, the text written, the reference's probability, the number, the tags."""
 
     def row(self, output: Output, example: Example) -> tuple[float, ...]:
         """The k numbers that one example contributes; k is the same for every example."""
@@ -66,13 +67,14 @@ class Summed(ABC):
         """The metric of sums (..., m) → (...); NaN where nothing counts."""
         return ratio(sums[..., 0], sums[..., 1])
 
+    def resampled(self, rows: Array, counts: Array) -> Array:
+        """The metric of each resample: rows (n, k), how often it takes each row (draws, n) → (draws,)."""
+        return self.value(counts @ self.statistics(rows))
+
     def combine(self, rows: ArrayLike) -> float:
         """The metric over rows (n, k). DataError where there is no row, or none that counts."""
         kept = checked(rows, self.name)
-        value = float(self.value(self.statistics(kept).sum(0)))
-        if np.isnan(value):
-            raise DataError(f"{self.name} has no value: nothing in these {len(kept)} examples counts towards it.")
-        return value
+        return defined(float(self.value(self.statistics(kept).sum(0))), self.name, len(kept))
 
 
 def checked(rows: ArrayLike, name: str) -> Array:
@@ -84,6 +86,13 @@ def checked(rows: ArrayLike, name: str) -> Array:
         bad = int(np.argmin(np.isfinite(kept).reshape(len(kept), -1).all(1)))
         raise ModelError(f"{name}: the row of example {bad} (from 0) is {kept[bad].tolist()}; it must be finite.")
     return kept
+
+
+def defined(value: float, name: str, n: int) -> float:
+    """The value of a metric over n examples. DataError where it is NaN."""
+    if np.isnan(value):
+        raise DataError(f"{name} has no value: nothing in these {n} examples counts towards it.")
+    return value
 
 
 def ratio(part: Array, whole: Array) -> Array:

@@ -67,9 +67,11 @@ def check(found: str | Mapping[str, str], expected: str | Mapping[str, str], wha
 
 def _base(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     seen = set()
-    for name, tensor in sorted(model.state_dict().items()):
+    trunk = getattr(model, "trunk", model)  # of a TaskModel: its heads are new, and not every head needs the pooler
+    aside = {"delta"} if trunk is model else {"delta", "pooler"}
+    for name, tensor in sorted(trunk.state_dict().items()):
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if "delta" not in name.split(".") and (not tensor.numel() or place not in seen):
+        if not aside & set(name.split(".")) and (not tensor.numel() or place not in seen):
             seen.add(place)
             yield name, tensor
 

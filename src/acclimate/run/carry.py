@@ -11,12 +11,16 @@ from torch import nn
 
 from acclimate.data.sources import DATA, model_source, resolve_data
 from acclimate.evaluation.evaluate import scores
-from acclimate.interchange.adapter import save_adapter
-from acclimate.methods.delta import adapt, trainable
+from acclimate.interchange.adapter import heads_beside, save_adapter
+from acclimate.methods import Prefix, PromptTuning
+from acclimate.methods.delta import Method, adapt, trainable
+from acclimate.methods.nf4 import NF4Linear
+from acclimate.methods.soft import settle
 from acclimate.models.fingerprint import fingerprint, template_hash, tokenizer_hash
 from acclimate.models.precision import DTYPES
 from acclimate.recipe import Recipe, dump, plain
 from acclimate.report.trackers import Tracker, safely, tracker
+from acclimate.run import tasks
 from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare, with_soft_tokens
 from acclimate.run.train import train
@@ -58,7 +62,9 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
     )
     with listening_trackers(prepared, run) as listening:
         spent = train(prepared, model, run, stop, listening, lambda s: voice.step(s, recipe.training.steps), voice.say)
-    save_adapter(model, recipe.method, run.path / "adapter", facts_of(prepared, stamp))
+    settle(model)
+    prepared = with_threshold(prepared, model)
+    save_adapter(model, prepared.recipe.method, run.path / "adapter", facts_of(prepared, stamp))
     serve = for_answering(model, prepared)
     after = measure(prepared, serve, heeding(voice.told, stop))
     facts = {
@@ -67,15 +73,35 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
         "provenance": provenance(prepared, stamp, licence_of(recipe.model)),
         "machine": machine(model),
         "artifact": artifact_of(run.path / "adapter"),
-        "warnings": [*prepared.parts.warnings, *_cut(before)],
+        "warnings": [*prepared.parts.warnings, *_cut(before), *tasks.notes(prepared.head)],
     }
     return write(run, report(prepared, before, after, facts), predictions(prepared, before, after))
 
 
 def installed(prepared: Prepared) -> tuple[Prepared, nn.Module]:
     """The base with the recipe's method on it, and the rows as that method has them read."""
-    model = adapt(prepared.model, prepared.recipe.method, seed=prepared.recipe.training.seed)
+    method, seed = worded(prepared), prepared.recipe.training.seed
+    prepared = replace(prepared, recipe=replace(prepared.recipe, method=method))
+    model = adapt(prepared.model, method, seed=seed, beside=heads_beside(prepared.model, method))
     return with_soft_tokens(prepared, model), model
+
+
+def worded(prepared: Prepared) -> Method:
+    """The recipe's method, told the ids of the task's labels where it begins at words."""
+    method, labels = prepared.recipe.method, prepared.recipe.task.labels
+    if not isinstance(method, Prefix | PromptTuning) or method.start not in ("words", "labels") or method.words:
+        return method  # type: ignore[no-any-return]
+    return replace(method, words=tuple(prepared.codec.continuation(f" {label}") for label in labels))
+
+
+def with_threshold(prepared: Prepared, model: nn.Module) -> Prepared:
+    """With the threshold of a head of two labels as the recipe has it chosen, now that the model is trained."""
+    if prepared.head is None:
+        return prepared
+    names = tuple(metric.name for metric in metrics_of(prepared))
+    return replace(
+        prepared, head=tasks.settled(prepared.head, prepared.recipe.task, model, prepared.parts.dev.rows, names)
+    )
 
 
 def absolute(recipe: Recipe) -> Recipe:
@@ -152,9 +178,11 @@ def listening_trackers(prepared: Prepared, run: RunFolder) -> Iterator[Sequence[
 def parameters(model: nn.Module) -> dict[str, int]:
     """How many numbers train, and how many the base has."""
     own = {name: p for name, p in model.named_parameters() if ".delta." not in name}
+    packed = [module for module in model.modules() if isinstance(module, NF4Linear)]
     return {
         "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
-        "total_parameters": sum(p.numel() for p in own.values()),
+        "total_parameters": sum(p.numel() for p in own.values())
+        + sum(layer.in_features * layer.out_features for layer in packed),
     }
 
 
@@ -167,6 +195,7 @@ def facts_of(prepared: Prepared, base: dict[str, str]) -> dict[str, object]:
         "tokenizer": tokenizer_hash(prepared.codec.tokenizer),
         "chat": template_hash(chat.source) if chat else "",
         "task": plain(prepared.recipe.task),
+        **tasks.facts_of(prepared.head),
     }
 
 

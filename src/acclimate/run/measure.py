@@ -6,17 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from acclimate.data.examples import Document, Example, Output
+from acclimate.data.examples import Document, Example, Output, Tagged
 from acclimate.data.template import Template
 from acclimate.errors import DataError
 from acclimate.evaluation.evaluate import Measured, kinds, rows_of
 from acclimate.evaluation.general import instructions, texts
 from acclimate.evaluation.predictor import Choose, Generate, Likelihood, Predictor
-from acclimate.metrics import choose, default_metrics
+from acclimate.metrics import choose
 from acclimate.metrics.labels import ExactMatch
 from acclimate.metrics.likelihood import Perplexity
 from acclimate.metrics.metric import Metric
 from acclimate.recipe import Task
+from acclimate.run import tasks
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.codec import Codec
 
@@ -40,7 +41,10 @@ class Answers:
 def from_json(table: Mapping[str, Any]) -> Answers:
     """The inverse of `Answers.json`, after a trip through JSON."""
     outputs = {
-        kind: tuple(Output(**{**given, "prompt_ids": tuple(given["prompt_ids"])}) for given in listed)
+        kind: tuple(
+            Output(**{**given, "prompt_ids": tuple(given["prompt_ids"]), "tags": tuple(given["tags"])})
+            for given in listed
+        )
         for kind, listed in table["task"]["outputs"].items()
     }
     rows = {name: tuple(map(tuple, listed)) for name, listed in table["task"]["rows"].items()}
@@ -50,13 +54,14 @@ def from_json(table: Mapping[str, Any]) -> Answers:
 def metrics_of(prepared: Prepared) -> tuple[Metric, ...]:
     """The recipe's metrics, or those that suit the task."""
     labels = prepared.recipe.task.labels
-    names = prepared.recipe.task.metrics or _default(prepared, labels)
+    names = prepared.recipe.task.metrics or _default(prepared)
     return choose(names, labels or None)
 
 
-def _default(prepared: Prepared, labels: tuple[str, ...]) -> tuple[str, ...]:
-    answered = all(isinstance(row, Example) and row.target for row in prepared.parts.test.rows)
-    return default_metrics(labels or None) if answered else ("perplexity",)
+def _default(prepared: Prepared) -> tuple[str, ...]:
+    rows = prepared.parts.test.rows
+    answered = all(isinstance(row, Tagged) or (isinstance(row, Example) and row.target) for row in rows)
+    return tasks.default_names(prepared.recipe.task, rows) if answered or prepared.head else ("perplexity",)
 
 
 def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
@@ -67,18 +72,20 @@ def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
     for kind in kinds(metrics, prepared.recipe.task.labels):
         reader, given = prepared.codec, prepared.recipe
         predictor = predictor_for(
-            kind, given.task, model, reader, prepared.template, prepared.context, given.evaluation.seed
+            kind, given.task, model, reader, prepared.template, prepared.context, given.evaluation.seed, prepared.head
         )
         asked[kind] = predictor(_questions(examples, kind), told(f"evaluation ({kind})", len(examples)))
     measured = rows_of(metrics, asked, examples)
-    if not prepared.recipe.evaluation.forgetting:
+    if prepared.head or not prepared.recipe.evaluation.forgetting:
         return Answers(measured, (), ())
-    return Answers(measured, *_general(prepared, model, told))
+    return Answers(measured, *general(prepared, model, told))
 
 
 def _questions(rows: Sequence[Any], kind: str) -> Sequence[Any]:
     for row in rows:
-        if kind != "likelihood" and not (isinstance(row, Example) and row.target):
+        if kind not in ("likelihood", "tags") and not (
+            isinstance(row, Example) and (row.target or "answers" in row.fields)
+        ):
             raise DataError(
                 f"{row.where} has no answer to compare with; measure perplexity, or give test rows with answers."
             )
@@ -86,17 +93,31 @@ def _questions(rows: Sequence[Any], kind: str) -> Sequence[Any]:
 
 
 def predictor_for(
-    kind: str, task: Task, model: nn.Module, codec: Codec, template: Template, context: int, seed: int
+    kind: str,
+    task: Task,
+    model: nn.Module,
+    codec: Codec,
+    template: Template,
+    context: int,
+    seed: int,
+    head: tasks.HeadTask | None = None,
 ) -> Predictor:
-    """What answers questions of one kind for a task: the likeliest label, a written text, or log-probabilities."""
+    """What answers questions of one kind for a task: a task head, the likeliest label, a written text, log-probabilities."""
+    if head is not None:
+        return head.answering(kind, model)
     if kind == "labels":
         return Choose(model, codec, template, task.labels, context)
     if kind == "likelihood":
         return Likelihood(model, codec, template, context)
-    return Generate(model, codec, template, context, task.max_new_tokens, task.sampler, task.stops, seed=seed)
+    writer = Generate(model, codec, template, context, task.max_new_tokens, task.sampler, task.stops, seed=seed)
+    return (
+        tasks.Numbers(writer)
+        if kind == "number"
+        else tasks.OwnChoices(Choose(model, codec, template, (), context), writer)
+    )
 
 
-def _general(prepared: Prepared, model: nn.Module, told: Told) -> tuple[Any, Any]:
+def general(prepared: Prepared, model: nn.Module, told: Told) -> tuple[Any, Any]:
     """Perplexity on ordinary prose, and the right one of four answers to general questions."""
     reader, context = prepared.codec, prepared.context
     template = Template(chat=reader.chat() if reader.has_chat else None, end=reader.eos_text)

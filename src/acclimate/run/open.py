@@ -6,14 +6,17 @@ from typing import Any
 
 from acclimate.data.template import Template
 from acclimate.errors import ModelError, UsageError
-from acclimate.interchange.adapter import load_adapter
+from acclimate.interchange.adapter import load_adapter, shapes
+from acclimate.methods.artifact import FACTS, read_facts
 from acclimate.methods.soft import soft_of
 from acclimate.models.fingerprint import check, template_hash, tokenizer_hash
+from acclimate.models.heads import trunk_with_heads
 from acclimate.models.load import load
 from acclimate.models.outline import head_of, is_encoder_decoder
 from acclimate.models.precision import Precision, choose, device
 from acclimate.run.prepare import codec_of, context_of
 from acclimate.tokens.codec import Codec
+from acclimate.tokens.reading import Shape
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,20 @@ class Opened:
         return Template(chat=chat, end=self.codec.eos_text)
 
 
-def open_model(name: str, adapter: Path | None = None, precision: Precision = "auto") -> Opened:
-    """The model called `name`, with the adapter on it. An adapter of another base, tokenizer or chat format is refused."""
+def open_model(name: str, adapter: Path | None = None, precision: Precision = "auto", heads: bool = False) -> Opened:
+    """The model called `name`, with the adapter on it. An adapter of another base, tokenizer or chat format is refused.
+
+    heads: whether the adapter may bring a task head; the model is then a `TaskModel`, which answers but writes nothing.
+    """
     where = device()
-    loaded = load(name, dtype=choose(precision, where))
-    model: Any = loaded.model
+    brought = _brought(adapter)
+    if brought and not heads:
+        raise UsageError(
+            f"{adapter} brings a task head, which writes and scores no text; ask it with acclimate evaluate."
+        )
+    loaded = load(name, dtype=choose(precision, where), task="encoder" if brought else "lm")
+    pooler = any(shape.pool == "pooler" and shape.whole for shape in brought.values())
+    model: Any = trunk_with_heads(loaded, pooler) if brought else loaded.model
     model.to(where)
     codec = codec_of(loaded)
     facts: dict[str, Any] = {}
@@ -46,9 +58,15 @@ def open_model(name: str, adapter: Path | None = None, precision: Precision = "a
         _same_text(codec, facts, adapter)
         soft = soft_of(model)
         codec = replace(codec, front=soft.front, back=soft.back)
-    if not is_encoder_decoder(model) and head_of(model) is None:
+    if not brought and not is_encoder_decoder(model) and head_of(model) is None:
         raise ModelError(f"{name} has no language-model head, so it can neither write nor score text.")
     return Opened(model.eval(), codec, context_of(model), facts)
+
+
+def _brought(adapter: Path | None) -> dict[str, Shape]:
+    """The task heads that an adapter brings."""
+    said = adapter / FACTS if adapter is not None else None
+    return shapes(read_facts(said), adapter) if adapter is not None and said is not None and said.is_file() else {}
 
 
 def _same_text(codec: Codec, facts: dict[str, Any], adapter: Path) -> None:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from acclimate.interchange.adapter import heads_beside
 from acclimate.methods.delta import adapt, trainable
-from acclimate.models.collate import collate
 from acclimate.models.logprobs import ROWS_AT_ONCE
 from acclimate.recipe import Recipe
 from acclimate.run.prepare import Prepared, prepare
-from acclimate.run.train import recompute
+from acclimate.run.train import collated, recompute
 from acclimate.tokens.schedule import passes, plan
 
 MB = 2**20
@@ -73,13 +73,14 @@ def predict(recipe: Recipe) -> Forecast:
     speed = _forward_rate(prepared)
     on_cpu = not torch.cuda.is_available()
     program = _resident() - _bytes(prepared.model) if on_cpu else 0
-    model = adapt(prepared.model, recipe.method, seed=given.seed)
+    model = adapt(prepared.model, recipe.method, seed=given.seed, beside=heads_beside(prepared.model, recipe.method))
     opened = trainable(model)
     kept = _saved(prepared, model, heaviest)
     weights = _bytes(model)
     counted = sum(p.numel() for p in opened.values())
     scored = max(sum(sum(rows[i].scored) for i in part) for part in cut)
-    logits = 3 * 4 * min(scored, ROWS_AT_ONCE) * int(prepared.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    wide = prepared.head.shape.width if prepared.head else int(prepared.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    logits = 3 * 4 * min(scored, ROWS_AT_ONCE) * wide
     optimizer = 3 * 4 * counted
     work = 3.2 if counted > weights / 20 else 2.7
     return Forecast(
@@ -102,7 +103,7 @@ def predict(recipe: Recipe) -> Forecast:
 def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
     """Bytes that the backward pass of one pass over `part` needs kept, counted on tensors without content."""
     rows = prepared.train.rows
-    batch = collate(model, [rows[i] for i in part], prepared.codec.pad, part)
+    batch = collated(prepared, model, [rows[i] for i in part], part)
     if prepared.recipe.training.checkpointing:
         recompute(model)
     model.train()
@@ -111,7 +112,7 @@ def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
         own = _hollow(model, mode)
         moved: dict[str, Any] = {k: mode.from_tensor(v) for k, v in vars(batch).items() if isinstance(v, Tensor)}
         with _counting(found, own):
-            prepared.recipe.objective(model, replace(batch, **moved))
+            prepared.objective(model, replace(batch, **moved))
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
@@ -156,11 +157,11 @@ def _mixed(prepared: Prepared, model: nn.Module) -> Iterator[None]:
 def _forward_rate(prepared: Prepared) -> float:
     """Tokens a second of the forward pass, the better of two."""
     rows = prepared.train.rows[:16]
-    batch = collate(prepared.model, rows, prepared.codec.pad)
+    batch = collated(prepared, prepared.model, rows)
     best = float("inf")
     for _ in range(2):
         begun = time.perf_counter()
-        prepared.recipe.objective(prepared.model, batch)
+        prepared.objective(prepared.model, batch)
         best = min(best, time.perf_counter() - begun)
     return sum(row.size for row in rows) / best
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+import torch
 from torch import nn
 
-from acclimate.data.examples import Conversation, Document, Example, Row
+from acclimate.data.examples import Conversation, Document, Example, Row, Tagged
 from acclimate.data.read import Table, read
 from acclimate.data.sandbox import compiled
 from acclimate.data.sources import resolve_data
@@ -17,12 +18,14 @@ from acclimate.errors import DataError, RecipeError
 from acclimate.methods.soft import soft_of
 from acclimate.models.load import Loaded, load, terminators
 from acclimate.models.outline import is_encoder_decoder
-from acclimate.models.precision import choose, device
+from acclimate.models.precision import Precision, choose, device
 from acclimate.recipe import Data, Recipe, Task
+from acclimate.run import tasks
 from acclimate.tokens.codec import Codec, Encoded, codec, refuse_control_tokens
 from acclimate.tokens.truncate import Fitted, fit_rows
+from acclimate.training.fit import Objective
 
-LEARNABLE = (Example, Conversation, Document)
+LEARNABLE = (Example, Conversation, Document, Tagged)
 HELD_OUT = {"dev": 0.1, "test": 0.15}  # of the training source, where it has no file of its own
 
 
@@ -58,6 +61,12 @@ class Prepared:
     context: int
     train: Fitted
     dev: Fitted
+    head: tasks.HeadTask | None = None  # what answers, where the model does not write
+
+    @property
+    def objective(self) -> Objective:
+        """What is descended: the recipe's, or that of the head."""
+        return self.head.objective if self.head else self.recipe.objective
 
 
 def parts(data: Data, task: Task) -> Parts:
@@ -68,7 +77,7 @@ def parts(data: Data, task: Task) -> Parts:
     for name, table in (("train", train), ("test", test), ("dev", dev)):
         if table.kind not in LEARNABLE:
             raise DataError(
-                f"data.{name}: {table.name} holds rows of kind {table.kind.__name__}; language modelling learns from "
+                f"data.{name}: {table.name} holds rows of kind {table.kind.__name__}; a run learns from "
                 f"{', '.join(kind.__name__ for kind in LEARNABLE)}."
             )
     key = _key(task)
@@ -121,7 +130,13 @@ def _overlap_warnings(removed: int, shared: Sequence[str]) -> tuple[str, ...]:
 
 
 def _table(name: str, data: Data, task: Task) -> Table:
-    return read(resolve_data(name), columns=data.columns, labels=task.labels, target=data.target or None)
+    return read(
+        resolve_data(name),
+        columns=data.columns,
+        labels=task.labels,
+        target=data.target or None,
+        numbers=task.numbers,
+    )
 
 
 def _part(table: Table, rows: tuple[Any, ...]) -> Part:
@@ -139,6 +154,8 @@ def _key(task: Task) -> Any:
             return template.question(row)
         if isinstance(row, Document):
             return row.text
+        if isinstance(row, Tagged):
+            return " ".join(row.tokens)
         assert isinstance(row, Conversation)
         return "\n".join(m.content for m in row.messages if m.role != "assistant")
 
@@ -159,14 +176,16 @@ def prepare(recipe: Recipe) -> Prepared:
     found = parts(recipe.data, recipe.task)
     where = device()
     dtype = choose(recipe.training.precision, where)
-    loaded = load(recipe.model, dtype=dtype)
-    _must_write(loaded)
+    loaded = load(recipe.model, dtype=dtype, task="encoder" if recipe.task.head else "lm")
+    if tasks.wants_head(recipe.task, loaded):
+        return _with_head(recipe, found, loaded)
+    tasks.refuse_tags(found.train.rows)
     loaded.model.to(where)  # type: ignore[arg-type]
     reader = codec_of(loaded)
     template, task = resolve_task(recipe.task, reader, found.train.rows[0])
     context = context_of(loaded.model)
     most = min(recipe.data.max_tokens or context, context)
-    settled = replace(recipe.training, precision="bfloat16" if str(dtype) == "torch.bfloat16" else "float32")
+    settled = replace(recipe.training, precision=named(dtype))
     train = encode_rows(found.train, template, reader, most, recipe.data)
     dev = encode_rows(found.dev, template, reader, most, recipe.data)
     if not train.rows:
@@ -181,6 +200,8 @@ def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
     if not (soft.front or soft.back):
         return prepared
     reader = replace(prepared.codec, front=soft.front, back=soft.back)
+    if prepared.head:
+        return _read_again(prepared, reader)
     data, context = prepared.recipe.data, prepared.context
     most = min(data.max_tokens + len(soft.front + soft.back) if data.max_tokens else context, context)
     train, dev = (
@@ -190,13 +211,38 @@ def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
     return replace(prepared, codec=reader, train=train, dev=dev)
 
 
-def _must_write(loaded: Loaded) -> None:
-    """Language modelling needs a model that writes from left to right."""
-    if not loaded.model.can_generate():
-        raise RecipeError(
-            f"{loaded.name} is a {type(loaded.model).__name__}: it reads but does not write, so it cannot learn to answer. "
-            "Choose a decoder (Llama, GPT-2, Qwen, …) or an encoder-decoder (T5, BART)."
-        )
+def _read_again(prepared: Prepared, reader: Codec) -> Prepared:
+    assert prepared.head is not None
+    head = replace(prepared.head, reader=replace(prepared.head.reader, codec=reader))
+    both = (prepared.parts.train, prepared.parts.dev)
+    train, dev = (tasks.encode(head, part.rows, prepared.recipe.data.truncation) for part in both)
+    return replace(prepared, codec=reader, head=head, train=train, dev=dev)
+
+
+def _with_head(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
+    """As `prepare`, for a model that answers with a task head on its trunk."""
+    dtype = loaded.model.dtype
+    loaded = loaded if recipe.task.head else load(recipe.model, dtype=dtype, task="encoder")
+    tasks.check_recipe(recipe)
+    reader = replace(codec_of(loaded), reads=False)
+    most = min(recipe.data.max_tokens or context_of(loaded.model), context_of(loaded.model))
+    rows = (found.train.rows, found.dev.rows)
+    model, head = tasks.with_head(loaded, recipe.task, reader, *rows, most, recipe.training.seed)
+    model.to(device())
+    train, dev = (tasks.encode(head, part.rows, recipe.data.truncation) for part in (found.train, found.dev))
+    if not train.rows:
+        raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
+    settled = replace(
+        recipe,
+        training=replace(recipe.training, precision=named(dtype)),
+        task=replace(recipe.task, head=True, chat=False),
+    )
+    return Prepared(settled, found, model, reader, head.reader.template, most, train, dev, head)
+
+
+def named(dtype: torch.dtype) -> Precision:
+    """A dtype as a recipe names it."""
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def codec_of(loaded: Loaded) -> Codec:
@@ -226,8 +272,14 @@ def context_of(model: nn.Module) -> int:
     for name in ("max_position_embeddings", "n_positions"):
         limit = getattr(config, name, None)
         if isinstance(limit, int) and limit > 0:
-            return limit - (2 if getattr(config, "model_type", "") in ("roberta", "camembert", "xlm-roberta") else 0)
+            return limit - _skipped(model)
     return 4096
+
+
+def _skipped(model: nn.Module) -> int:
+    """Places of a position table that no token takes: RoBERTa and MPNet count from behind their pad id."""
+    tables = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    return max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
 
 
 def encode_rows(part: Part, template: Template, reader: Codec, most: int, data: Data) -> Fitted:

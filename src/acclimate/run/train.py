@@ -14,15 +14,19 @@ from acclimate.methods.artifact import fill, tensors
 from acclimate.methods.delta import trainable
 from acclimate.models.allocator import forget_peak, peak, return_free_pages
 from acclimate.models.collate import collate
+from acclimate.models.outline import trunk_of
 from acclimate.recipe import Training
 from acclimate.report.trackers import Tracker
+from acclimate.run import tasks
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.batch import Batch
+from acclimate.tokens.codec import Encoded
 from acclimate.tokens.schedule import passes, plan
 from acclimate.training import optim
 from acclimate.training.checkpoint import append_line, clean, load, newest, save, sync, truncate_log
 from acclimate.training.fit import Step, fit
 from acclimate.training.folder import RunFolder
+from acclimate.training.frozen import cached_groups, reuse
 from acclimate.training.signals import Stop
 
 Heard = Callable[[Step], None]
@@ -51,6 +55,7 @@ def train(
     trackers: Sequence[Tracker],
     heard: Heard,
     said: Callable[[str], None],
+    resumable: bool = True,  # False: no checkpoints; what is killed begins again
 ) -> Spent:
     """Train `model`, whose method is installed, to the recipe's last step; from the newest checkpoint if there is one."""
     given = prepared.recipe.training
@@ -58,16 +63,17 @@ def train(
     torch.manual_seed(given.seed)
     start, spent = _begin(model, optimizer, run, said)
     model.train()
+    _quiet(model)
     if given.checkpointing:
         recompute(model)
     forget_peak()
     begun = time.perf_counter() - spent.seconds
-    for step in _steps(prepared, model, optimizer, start):
+    for step in _steps(prepared, model, optimizer, start, said):
         spent = spent.after(step, time.perf_counter() - begun)
         append_line(run.log, _row(step))
         _watch_dev(prepared, model, run, step.index, trackers)
         asked_to_stop = stop.requested is not None
-        if step.index % given.checkpoint_every == 0 or step.index == given.steps or asked_to_stop:
+        if resumable and (step.index % given.checkpoint_every == 0 or step.index == given.steps or asked_to_stop):
             sync(run.log)
             save(run.checkpoints, step.index, state(model, optimizer), vars(spent))
         for tracker in trackers:
@@ -83,13 +89,22 @@ def train(
     return spent
 
 
-def _steps(prepared: Prepared, model: nn.Module, optimizer: torch.optim.Optimizer, start: int) -> Iterator[Step]:
+def _quiet(model: Any) -> None:
+    """No dropout in a trunk of which nothing trains: what it answers to a row is then always the same."""
+    trunk = trunk_of(model)
+    if isinstance(trunk, nn.Module) and not any(p.requires_grad for p in trunk.parameters()):
+        trunk.eval()
+
+
+def _steps(
+    prepared: Prepared, model: nn.Module, optimizer: torch.optim.Optimizer, start: int, said: Callable[[str], None]
+) -> Iterator[Step]:
     """The loop, as the recipe sets it."""
     given = prepared.recipe.training
     return fit(
         model,
-        groups(prepared, model, start),
-        prepared.recipe.objective,
+        groups(prepared, model, start, said),
+        prepared.objective,
         optimizer,
         rate=lambda i: given.rate * given.schedule.share(i, given.steps),
         start=start,
@@ -114,13 +129,33 @@ def _begin(
     return start, spent
 
 
-def groups(prepared: Prepared, model: nn.Module, start: int) -> Iterator[list[Batch]]:
-    """The batches of every step after `start`: a pure function of the data, the seed and the step."""
+def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str], None]) -> Iterator[list[Batch]]:
+    """The batches of every step after `start`: a pure function of the data, the seed and the step.
+
+    Where the trunk stands still, its hidden states are computed once for each row.
+    """
     given, rows = prepared.recipe.training, prepared.train.rows
     sizes = [row.size for row in rows]
-    for chosen in plan(sizes, given.tokens_per_step, given.steps, given.seed)[start:]:
-        cut = passes(chosen, sizes, given.tokens_per_pass)
-        yield [collate(model, [rows[i] for i in part], prepared.codec.pad, part) for part in cut]
+    planned = plan(sizes, given.tokens_per_step, given.steps, given.seed)
+    cut = [passes(chosen, sizes, given.tokens_per_pass) for chosen in planned]
+
+    def made(part: tuple[int, ...]) -> Batch:
+        return collated(prepared, model, [rows[i] for i in part], part)
+
+    found = reuse(model, rows, cut)
+    if found.note:
+        said(found.note)
+    if found.possible:
+        yield from cached_groups(model, cut, made, start)
+    else:
+        yield from ([made(part) for part in parts] for parts in cut[start:])
+
+
+def collated(prepared: Prepared, model: nn.Module, rows: Sequence[Encoded], numbers: Sequence[int] = ()) -> Batch:
+    """Rows as one batch for what answers: the model's text, or its task head."""
+    if prepared.head:
+        return tasks.collated(prepared.head, model, rows, numbers)
+    return collate(model, rows, prepared.codec.pad, numbers)
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -174,8 +209,10 @@ def _watch_dev(prepared: Prepared, model: nn.Module, run: RunFolder, step: int, 
 
 
 def dev_loss(prepared: Prepared, model: nn.Module) -> float:
-    """Mean negative log-likelihood in nats per scored token of the dev part."""
+    """Mean negative log-likelihood in nats per scored token of the dev part; the mean objective of a task head."""
     rows = prepared.dev.rows
+    if prepared.head:
+        return tasks.loss(prepared.head, model, rows)
     count = sum(sum(row.scored if row.source else row.scored[1:]) for row in rows)
     return -sum(score(model, rows, prepared.codec.pad)) / count
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import acclimate
-from acclimate.data.examples import Conversation, Document, Example, Output
+from acclimate.data.examples import Conversation, Document, Example, Output, Tagged
 from acclimate.data.template import Segment, segments
 from acclimate.evaluation.evaluate import differences, scores
 from acclimate.metrics.intervals import score
@@ -23,6 +23,7 @@ from acclimate.models.fingerprint import template_hash, tokenizer_hash
 from acclimate.recipe import plain
 from acclimate.report.card import card
 from acclimate.report.page import page
+from acclimate.run import tasks
 from acclimate.run.measure import Answers, metrics_of
 from acclimate.run.prepare import Part, Prepared
 from acclimate.run.train import Spent
@@ -42,13 +43,14 @@ def report(prepared: Prepared, base: Answers, result: Answers, facts: Mapping[st
         "acclimate": acclimate.__version__,
         "model": prepared.recipe.model,
         "method": recipe["method"]["name"],
-        "objective": recipe["objective"]["name"],
+        "objective": prepared.head.shape.kind if prepared.head else recipe["objective"]["name"],
         "base": {"scores": {name: found.json() for name, found in before.items()}},
         "result": {"scores": {name: found.json() for name, found in after.items()}},
         "difference": {name: found.json() for name, found in changed.items()},
         "forgetting": forgetting(prepared, base, result),
         "task": {
             "labels": list(prepared.recipe.task.labels) or None,
+            **tasks.described(prepared.head),
             "metrics": [m.name for m in metrics],
             "directions": {m.name: m.higher_is_better for m in metrics},
         },
@@ -126,10 +128,10 @@ def predictions(prepared: Prepared, base: Answers, result: Answers) -> list[dict
             {
                 "row": i,
                 "where": example.where,
-                "prompt": _asked(prepared, example),
+                "prompt": asked(prepared, example),
                 "prompt_ids": list(before.prompt_ids),
                 "truncated": before.truncated,
-                "target": example.target if isinstance(example, Example) else "",
+                "target": tasks.target_of(example),
                 "references": list(example.answers) if isinstance(example, Example) else [],
                 "base": _answer(before),
                 "result": _answer(after),
@@ -142,14 +144,18 @@ def predictions(prepared: Prepared, base: Answers, result: Answers) -> list[dict
     return rows
 
 
-def _asked(prepared: Prepared, example: Example | Conversation | Document) -> str:
+def asked(prepared: Prepared, example: Example | Conversation | Document | Tagged) -> str:
+    """The text of a row's prompt under the template, without the chat format around it."""
+    if isinstance(example, Tagged):
+        return " ".join(example.tokens)
     if isinstance(example, Example):
         return prepared.template.question(example)
     return "".join(text for text, _ in segments(example, prepared.template))
 
 
 def _answer(output: Output) -> dict[str, Any]:
-    return {"text": output.text, "scores": dict(output.scores), "finish": output.finish, "logprob": output.logprob}
+    shown = {"text": output.text, "scores": dict(output.scores), "finish": output.finish, "logprob": output.logprob}
+    return {**shown, "tags": list(output.tags)} if output.tags else shown
 
 
 def provenance(prepared: Prepared, base: Mapping[str, str], licence: str) -> dict[str, Any]:

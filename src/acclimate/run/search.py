@@ -1,0 +1,104 @@
+"""Which learning rate: successive halving on dev. The test rows are not among what a trial is given."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from acclimate.data.split import overlap, plain
+from acclimate.errors import DataError, TrainingError
+from acclimate.run.prepare import Prepared, limited
+from acclimate.run.rungs import Search
+from acclimate.run.write import asked
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate trained for some steps. score: on dev, by the task's first metric; loss: on dev, nats a scored token."""
+
+    rate: float
+    steps: int
+    score: float | None  # None where the training fell ill
+    loss: float | None
+    tokens: int
+    seconds: float
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The rate chosen and every round's trials; without a search there are none."""
+
+    rate: float
+    rounds: tuple[tuple[Trial, ...], ...]
+
+    def json(self) -> dict[str, Any]:
+        """As it stands in compare.json."""
+        trials = [trial for some in self.rounds for trial in some]
+        return {
+            "rounds": [[asdict(trial) for trial in some] for some in self.rounds],
+            "trials": len(trials),
+            "tokens": sum(trial.tokens for trial in trials),
+            "seconds": sum(trial.seconds for trial in trials),
+        }
+
+
+Try = Callable[[int, float, int], Trial]  # (round from 0, rate, steps) → what came of it
+
+
+def rounds(rates: int, steps: int, given: Search) -> list[tuple[int, int]]:
+    """(rates, steps of each) of every round: it depends on no result, so all rungs have one budget.
+
+    >>> rounds(4, 40, Search(keep=0.5, share=0.25)), rounds(1, 40, Search())
+    ([(4, 10), (2, 20)], [])
+    """
+    found: list[tuple[int, int]] = []
+    while rates > 1:
+        found.append((rates, min(steps, math.ceil(steps * given.share / given.keep ** len(found)))))
+        rates = max(1, math.floor(rates * given.keep))
+    return found
+
+
+def ranked(trials: Sequence[Trial], higher_is_better: bool) -> list[Trial]:
+    """Best first: by score, then by loss, then the smaller rate; those that fell ill are left out."""
+    sign = -1 if higher_is_better else 1
+    well = [trial for trial in trials if trial.score is not None]
+    return sorted(well, key=lambda t: (sign * (t.score or 0.0), math.inf if t.loss is None else t.loss, t.rate))
+
+
+def halve(rates: Sequence[float], steps: int, given: Search, higher_is_better: bool, attempt: Try) -> Searched:
+    """Successive halving of `rates`. Raises TrainingError where every rate of a round makes the training ill."""
+    left, done = list(rates), []
+    for number, (count, length) in enumerate(rounds(len(left), steps, given)):
+        trials = tuple(attempt(number, rate, length) for rate in left[:count])
+        done.append(trials)
+        best = ranked(trials, higher_is_better)
+        if not best:
+            raise TrainingError(f"No rate of the search trains well. {trials[0].failed}")
+        left = [trial.rate for trial in best[: max(1, math.floor(count * given.keep))]]
+    return Searched(left[0], tuple(done))
+
+
+def on_dev(prepared: Prepared, rows: int) -> Prepared:
+    """The same inputs with dev in the place of test, and at most `rows` of it; nothing of test is left in them.
+
+    Dev rows whose prompt is in test as well are left out: to choose by them would be to choose by test.
+    Raises DataError where that leaves none.
+    """
+    dev, test = prepared.parts.dev, prepared.parts.test
+
+    def prompt(row: Any) -> str:
+        return plain(asked(prepared, row))
+
+    shared = set(overlap(dev.rows, test.rows, prompt))
+    chosen = limited([row for row in dev.rows if prompt(row) not in shared], rows, prompt)
+    if not chosen:
+        raise DataError(
+            f"The search has no dev rows: {len(dev.rows)} are given and {len(shared)} of their prompts are in test as well. "
+            "Give data.dev other rows, or leave it empty to hold some of the training rows out."
+        )
+    places = {row.where for row in chosen}
+    part, fitted = replace(dev, rows=chosen), [row for row in prepared.dev.rows if row.where in places]
+    recipe = replace(prepared.recipe, evaluation=replace(prepared.recipe.evaluation, forgetting=False))
+    parts = replace(prepared.parts, dev=part, test=part)
+    return replace(prepared, recipe=recipe, parts=parts, dev=prepared.dev._replace(rows=fitted))
