@@ -29,6 +29,7 @@ from acclimate.methods import (
     RsLoRA,
     ScaledParallel,
     UniPELT,
+    VeRA,
 )
 from acclimate.methods.delta import Method, PerRow, adapt, merged, switches, trainable
 from acclimate.methods.qlora import quantise_layers
@@ -57,6 +58,7 @@ SPECS: dict[str, Method] = {
     "said": SAID(24),
     "scaled_parallel": ScaledParallel(4),
     "unipelt": UniPELT(bottleneck=4, length=3, rank=2),
+    "vera": VeRA(rank=4, targets=("linear",)),
 }
 SGD: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
 

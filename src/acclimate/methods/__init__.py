@@ -17,6 +17,7 @@ from acclimate.methods.prompt import PromptTuning
 from acclimate.methods.qlora import QLoRA
 from acclimate.methods.rslora import RsLoRA
 from acclimate.methods.unipelt import UniPELT
+from acclimate.methods.vera import VeRA
 
 METHODS = {
     "bitfit": BitFit,
@@ -39,6 +40,7 @@ METHODS = {
     "said": SAID,
     "scaled_parallel": ScaledParallel,
     "unipelt": UniPELT,
+    "vera": VeRA,
 }
 __all__ = [
     "DID",
@@ -62,4 +64,5 @@ __all__ = [
     "RsLoRA",
     "ScaledParallel",
     "UniPELT",
+    "VeRA",
 ]
