@@ -46,6 +46,7 @@ WRITES = "task.labels=[] data.target=review task.metrics=[exact_match] task.max_
 SAMPLES = f"{WRITES} task.sampler={{name: sample}}"
 BEAMS = f"{WRITES} task.stops=[V, y, c, n] task.sampler={{name: beam, width: 3}}"
 LONG = "data.max_tokens=18 data.truncation=truncate-prompt"
+NUMBERS = "task.labels=[] data.target=stars task.max_new_tokens=4 data.limit.test=6"
 AFTER = "norms weights answers"  # what training and the result depend on
 BEFORE = "prompts base"  # what is there before the training
 
@@ -80,6 +81,7 @@ OPTIONS = {
     ),
     "Beam.width": Option("task.sampler.width=1", "base answers", "prompts losses weights", BEAMS),
     "Beam.length_penalty": Option("task.sampler.length_penalty=-9.0", "base", "prompts losses weights", BEAMS),
+    "Task.numbers": Option("task.numbers=true", "scores", "prompts losses weights", NUMBERS),
     "LoRA.rank": Option("method.rank=3", f"trainable {AFTER}", BEFORE),
     "LoRA.alpha": Option("method.alpha=32", AFTER, f"{BEFORE} trainable"),
     "LoRA.dropout": Option("method.dropout=0.5", AFTER, f"{BEFORE} trainable"),
@@ -109,6 +111,10 @@ OPTIONS = {
     "Evaluation.draws": Option("evaluation.draws=60", "intervals", f"{BEFORE} losses {AFTER} scores"),
     "Evaluation.forgetting": Option("evaluation.forgetting=true", "forgetting", f"{BEFORE} losses {AFTER} scores"),
 }
+
+
+# what only a task head hears: test_tasks.py, which has the models and the rows for it
+OF_HEADS = {f"Task.{option}" for option in ("head", "pool", "pair", "class_weights", "threshold")}
 
 
 class Run:
@@ -186,7 +192,9 @@ def options() -> list[str]:
 
 
 def test_every_option_has_its_case():
-    assert set(options()) == OPTIONS.keys()
+    assert set(options()) == OPTIONS.keys() | OF_HEADS
+    shown = (Path(__file__).parent / "test_tasks.py").read_text(encoding="utf-8")
+    assert [option for option in OF_HEADS if f"t{option[1:]}=" not in shown] == []
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +220,7 @@ def run(tmp_path_factory):
                 "review": f"{n} {b} {a} {word}{' indeed' * (n % 4)}",
                 "label": b,
                 "verdict": "good",
+                "stars": str(n),
             }
             for a, b, n in rows
         ]

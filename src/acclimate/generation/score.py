@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate
 from acclimate.models.logprobs import logprobs
 from acclimate.models.outline import is_encoder_decoder
@@ -33,9 +34,7 @@ def score(
     guests: dict[int, list[int]] = {}
     for guest, host in shared.items():
         guests.setdefault(host, []).append(guest)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for hosts in _budgeted(sorted(guests, key=lambda i: (-rows[i].size, i)), rows, budget):
             batch = collate(model, [rows[i] for i in hosts], fill)
             batch, members = _ask_for_guests(batch, hosts, guests, rows) if sharing else (batch, list(hosts))
@@ -45,8 +44,6 @@ def score(
                 results[member] = value
             if tick is not None:
                 tick(len(members))
-    finally:
-        model.train(training)
     return results
 
 

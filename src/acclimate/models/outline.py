@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.models.attention import NAME, register
+from acclimate.models.cache import evaluating
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _apart(model: nn.Module) -> bool:
     if is_encoder_decoder(model) or trunk is None or trunk is model or head_of(model) is None:
         return False
     ids = _some_ids(model, 4)
-    with _still(model):
+    with evaluating(model):
         whole = model(input_ids=ids).logits
         hidden = trunk(input_ids=ids).last_hidden_state
         try:
@@ -68,7 +69,7 @@ def _packs(model: nn.Module) -> bool:
     try:
         register()
         model.set_attn_implementation(NAME)  # type: ignore[operator]
-        with _still(model):
+        with evaluating(model):
             alone = [model(input_ids=part).logits for part in torch.split(ids, [3, 4, 2], dim=1)]
             positions = torch.cat([torch.arange(n) for n in (3, 4, 2)])[None].to(ids.device)
             together = model(input_ids=ids, position_ids=positions, document_lengths=(3, 4, 2)).logits
@@ -94,16 +95,3 @@ def _some_ids(model: nn.Module, count: int) -> Tensor:
 def _close(a: Tensor, b: Tensor) -> bool:
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(a.dtype, 3e-2)
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max().clamp(min=1))
-
-
-class _still:
-    """A model in evaluation mode while the block lasts."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.training = model, model.training
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.model.train(self.training)
