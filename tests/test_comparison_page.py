@@ -30,6 +30,8 @@ def row(name, method, value, trains, seconds=10.0):
         "difference": {"base": {"accuracy": gap(value - 0.6)}},
         "trainable_parameters": trains,
         "total_parameters": 1_000_000,
+        "kept_parameters": trains,
+        "learned": {},
         "training": {
             "steps": 12,
             "tokens": 100,

@@ -121,6 +121,16 @@ def test_nearest_words_by_hand() -> None:
         nearest(model, "other")
 
 
+def test_the_words_nearest_are_shown() -> None:
+    method = PromptTuning(2, "labels", ((5,), (9,)))
+    model = adapt(tiny.build("bert"), method)
+    ((_, rows),) = method.learned(model, pytest.fail, lambda i: f"word {i}").items()
+    assert [next(iter(row.items())) for row in rows.values()] == [
+        ("word 5", pytest.approx(1.0)),
+        ("word 9", pytest.approx(1.0)),
+    ]
+
+
 @pytest.mark.parametrize("method", [LoRA(2), Prefix(2, 0)])
 def test_nothing_is_nearest_to_what_has_no_vectors(method: LoRA | Prefix) -> None:
     with pytest.raises(ModelError, match="'default' learned no vectors of soft tokens"):

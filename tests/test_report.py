@@ -91,6 +91,19 @@ def test_verdict_first_then_what_it_rests_on(run: reports.Run) -> None:
     assert [each["href"] for each in read.all("a")] == [f"#{name}" for name in order]
 
 
+def test_what_was_learned_is_shown() -> None:
+    report, log, predictions = deepcopy(RUNS["better"])
+    report["learned"] = {
+        "Nearest": {"1": {"good<b>": 0.913, " fine": 0.5}, "2": {"bad": -0.2}},
+        "Gates": {"layer 0": {"LoRA": 0.25, "adapter": 0.5}, "layer 1": {"LoRA": 0.75, "adapter": 0.125}},
+    }
+    read = Reader(page(report, log, predictions))
+    assert "good<b> 0.91 · fine 0.50" in read.words
+    assert "bad −0.20" in read.words
+    assert [text for _, text in read.texts if text in ("layer 1", "0.75", "0.12")] == ["layer 1", "0.75", "0.12"]
+    assert "#learned" in [each["href"] for each in read.all("a")]
+
+
 @everywhere
 def test_well_formed_and_accessible(run: reports.Run) -> None:
     read = Reader(page(*run))

@@ -97,6 +97,26 @@ def test_every_method_runs_and_comes_back(home, tmp_path, capsys, method):
     assert found["accuracy"]["value"] == pytest.approx(report["result"]["scores"]["accuracy"]["value"])
 
 
+SHOWS = {"prompt": (20, "Words nearest", "1", 5), "unipelt": (2, "Mean value", "model.layers.0", 3)}
+
+
+@pytest.mark.parametrize("method", [*SHOWS, "prefix"])
+def test_what_was_learned_and_what_is_kept(home, tmp_path, method):
+    out = tmp_path / "run"
+    verb("run", home / "recipe.yaml", f"method.name={method}", "training.steps=2", "--out", out, "--quiet")
+    report = json.loads((out / "report.json").read_text())
+    page = (out / "report.html").read_text()
+    if method in SHOWS:
+        count, title, first, width = SHOWS[method]
+        ((named, rows),) = report["learned"].items()
+        assert (named.startswith(title), len(rows), len(rows[first])) == (True, count, width)
+        assert named in page
+    else:
+        assert report["learned"] == {}
+        assert report["kept_parameters"] < report["trainable_parameters"]  # what made the prefix is dropped
+        assert "Parameters kept" in page
+
+
 @pytest.mark.parametrize("at", [1, 7, 20])
 def test_killed_and_resumed_is_the_same_run(home, straight, tmp_path, at):
     out = tmp_path / "run"

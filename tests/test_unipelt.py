@@ -95,6 +95,19 @@ def test_closed_gates_are_the_base_bit_for_bit() -> None:
     assert torch.equal(answers(model), base)
 
 
+def test_mean_gates_of_each_layer_are_shown() -> None:
+    model = adapted("llama", "unipelt")
+    gates = {path: gate for path, gate in model.named_modules() if isinstance(gate, Gate)}
+    for path, gate in gates.items():
+        value = {GatedLowRank: 0.1, GatedAdapter: 0.2, GatedRows: 0.3}[type(model.get_submodule(path[:-5]))]
+        nn.init.zeros_(gate.linear.weight)
+        nn.init.constant_(gate.linear.bias, math.log(value / (1 - value)))
+    ((_, rows),) = UniPELT().learned(model, lambda: answers(model), str).items()
+    assert list(rows) == ["model.layers.0", "model.layers.1"]
+    for row in rows.values():
+        assert row == pytest.approx({"LoRA": 0.1, "adapter": 0.2, "prefix": 0.3})
+
+
 def test_gate_values_are_reported_while_they_are_watched() -> None:
     model = adapted("llama", "unipelt")
     with watched_gates(model) as seen:

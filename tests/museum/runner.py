@@ -1,8 +1,11 @@
 """Runs named tests on a copy of the package in a process of its own: torch is imported once, and forked for every copy.
 
+A child whose tests were not carried out (pytest's exit code is neither 0 nor 1) is asked a second time, alone.
+
 One JSON request a line on stdin: `source` (the folder that holds the copy of `acclimate`), `tests`, `scratch`, `most`
 (failures after which it stops; 0: none).
-The answer is `scratch`/answer.json: `package` (where acclimate came from), `passed`, `failed` (test → how it failed).
+The answer is `scratch`/answer.json: `package` (where acclimate came from), `passed`, `failed` (test → how it failed),
+`code` (pytest's own exit code: 0 all passed, 1 some failed, anything else: they were not carried out).
 """
 
 import importlib
@@ -51,17 +54,27 @@ def run(request: dict[str, object]) -> dict[str, object]:
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins, which are here already
     options += [f"--basetemp={scratch}/tmp", f"--rootdir={ROOT}", f"--maxfail={request['most']}"]
     results = Results()
-    pytest.main([*options, *map(str, request["tests"])], plugins=[results])  # type: ignore[call-overload]
-    return {**vars(results), "package": str(sys.modules["acclimate"].__file__)}
+    code = pytest.main([*options, *map(str, request["tests"])], plugins=[results])  # type: ignore[call-overload]
+    return {**vars(results), "code": int(code), "package": str(sys.modules["acclimate"].__file__)}
 
 
 def fork(request: dict[str, object]) -> None:
-    """A child that answers."""
+    """A child that answers; what pytest prints lies beside the answer."""
     if not os.fork():
+        scratch = Path(str(request["scratch"]))
         try:
-            Path(str(request["scratch"]), "answer.json").write_text(json.dumps(run(request)), encoding="utf-8")
+            told = os.open(scratch / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(told, 1)
+            os.dup2(told, 2)
+            (scratch / "answer.json").write_text(json.dumps(run(request)), encoding="utf-8")
         finally:
             os._exit(0)
+
+
+def carried_out(request: dict[str, object]) -> bool:
+    """Whether the child answered, and pytest did what it was asked."""
+    answer = Path(str(request["scratch"]), "answer.json")
+    return answer.exists() and json.loads(answer.read_text(encoding="utf-8"))["code"] in (0, 1)
 
 
 def main() -> None:
@@ -69,15 +82,19 @@ def main() -> None:
         importlib.import_module(name)
     assert "acclimate" not in sys.modules
     os.chdir(ROOT)
-    running = 0
-    for line in sys.stdin:
+    running, requests = 0, [json.loads(line) for line in sys.stdin]
+    for request in requests:
         if running == AT_ONCE:
             os.wait()
             running -= 1
-        fork(json.loads(line))
+        fork(request)
         running += 1
     for _ in range(running):
         os.wait()
+    for request in requests:
+        if not carried_out(request):
+            fork(request)
+            os.wait()
 
 
 if __name__ == "__main__":

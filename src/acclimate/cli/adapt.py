@@ -22,13 +22,13 @@ def run_recipe(path: Path, overrides: list[str], out: Path | None, resume: bool,
         try:
             page = carry(recipe, run, stop, voice(quiet))
         except InputError:
-            _forget(run)
+            leave_no_trace(run)
             raise
         show(json.loads(run.report.read_text(encoding="utf-8")))
         print(f"report: {page}")
 
 
-def _forget(run: RunFolder) -> None:
+def leave_no_trace(run: RunFolder) -> None:
     """A run whose input was wrong before it computed anything leaves nothing that would be in the way of the next try."""
     if {entry.name for entry in run.path.iterdir()} <= {".lock", "recipe.yaml"}:
         run.recipe.unlink(missing_ok=True)
@@ -50,7 +50,7 @@ def _same(wanted: Recipe, begun: Recipe, out: Path) -> None:
     from acclimate.run.carry import absolute
 
     new, old = plain(absolute(wanted)), plain(begun)
-    changed = _different(new, old, "")
+    changed = different(new, old, "")
     if changed:
         raise UsageError(
             f"{out} began with another recipe ({', '.join(changed[:4])} differ); give acclimate run {out}/recipe.yaml "
@@ -58,9 +58,10 @@ def _same(wanted: Recipe, begun: Recipe, out: Path) -> None:
         )
 
 
-def _different(new: object, old: object, path: str) -> list[str]:
+def different(new: object, old: object, path: str) -> list[str]:
+    """The entries in which two resolved recipes differ; what the machine settles does not count."""
     if isinstance(new, dict) and isinstance(old, dict):
-        return [d for key in new for d in _different(new[key], old.get(key), f"{path}.{key}".lstrip("."))]
+        return [d for key in new for d in different(new[key], old.get(key), f"{path}.{key}".lstrip("."))]
     settled = path in ("training.precision", "task.chat") and new in (None, "auto")
     return [] if settled or new == old else [path]
 

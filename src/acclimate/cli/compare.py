@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from acclimate.cli.adapt import _different, _forget
+from acclimate.cli.adapt import different, leave_no_trace
 from acclimate.cli.voice import voice
 from acclimate.errors import InputError, ModelError, UsageError
 from acclimate.report.comparison import comparison_page, lines
@@ -51,7 +51,7 @@ def compare_recipe(path: Path, overrides: list[str], out: Path | None, wish: Wis
             try:
                 made = bench(found, run.path, stop, speech)
             except InputError:
-                _forget(run)
+                leave_no_trace(run)
                 raise
             carry_base(made)
             if wish.jobs > 1:
@@ -87,7 +87,7 @@ def _folder(found: Comparison, path: Path, out: Path | None, resume: bool) -> Ru
 
 def _same(wanted: Mapping[str, Any], begun: Mapping[str, Any], out: Path) -> None:
     """A comparison goes on as it began."""
-    if changed := _different(wanted, begun, ""):
+    if changed := different(wanted, begun, ""):
         raise UsageError(
             f"{out} began with another recipe ({', '.join(changed[:4])} differ); give acclimate compare "
             f"{out}/recipe.yaml --resume, or another --out."

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acclimate.errors import ModelError
 from acclimate.methods.delta import Delta, attach
-from acclimate.methods.head import _trunk
+from acclimate.methods.head import below_heads
 from acclimate.methods.targets import find, linears, width
 
 
@@ -57,6 +57,6 @@ class Bias(Delta):
 
 def _all(model: nn.Module) -> list[nn.Module]:
     """The linear layers of the trunk, and its normalisation layers with a bias."""
-    trunk = _trunk(model)
+    trunk = below_heads(model)
     norms = (module for module in trunk.modules() if type(module).__name__.endswith("Norm"))
     return [*linears(trunk).values(), *(norm for norm in norms if norm._parameters.get("bias") is not None)]

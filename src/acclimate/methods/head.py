@@ -22,7 +22,7 @@ class Head:
 
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach one `Copy` to every output layer. Raises ModelError for a model that ends with its trunk."""
-        trunk = {id(module) for module in _trunk(model).modules()}
+        trunk = {id(module) for module in below_heads(model).modules()}
         heads = [m for m in linears(model).values() if isinstance(m, nn.Linear) and id(m) not in trunk]
         if not heads:
             raise ModelError(f"{type(model).__name__} has no output layer outside its trunk; train another part of it.")
@@ -49,7 +49,8 @@ class Copy(Delta):
             layer.bias.data = self.bias.to(layer.bias.dtype)
 
 
-def _trunk(model: Any) -> nn.Module:
+def below_heads(model: Any) -> nn.Module:
+    """The trunk: everything but the output layers."""
     trunk = getattr(model, getattr(model, "base_model_prefix", ""), None)
     if isinstance(trunk, nn.Module):
         return trunk

@@ -173,6 +173,7 @@ class _Multiplied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x (through the dequantised weight, made anew) and of the bias; what is packed has none."""
         (gradient,) = gradients
         to_x, to_bias = ctx.needs_input_grad[:2]
         held = Packed(*ctx.saved_tensors)

@@ -1,5 +1,6 @@
 """Prompt tuning: learn the vectors of a few tokens before every prompt."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -31,6 +32,18 @@ class PromptTuning:
         if self.start == "labels" and not all([self.words, *self.words]):
             raise RecipeError("prompt starts from labels, but it was given none; start from vocabulary or random.")
         add_soft(table, self._drawn(table), name)
+
+    def learned(
+        self, model: nn.Module, read: Callable[[], None], spell: Callable[[int], str], name: str = "default"
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """The words nearest to each soft token, with their cosine; section 7 of the paper."""
+        rows: dict[str, dict[str, float]] = {}
+        for place, near in enumerate(nearest(model, name), start=1):
+            row = rows.setdefault(str(place), {})
+            for word, cosine in near:
+                text = spell(word)
+                row[f"{text} ({word})" if text in row else text] = cosine  # bytes of several ids may look the same
+        return {"Words nearest to each learned vector, with their cosine": rows}
 
     def _drawn(self, table: nn.Embedding) -> Float[Tensor, "length d"]:
         if self.start == "random":

@@ -47,6 +47,7 @@ class SoftTokens(Delta):
         return Soft(ids[: self.count - self.back], ids[self.count - self.back :])
 
     def forward(self, x: Int[Tensor, "*at"], y: Float[Tensor, "*at d"]) -> Float[Tensor, "*at d"]:
+        """y, with this adapter's rows at its own soft tokens. ModelError for a soft token of another."""
         size = cast(nn.Embedding, self.carrier).num_embeddings
         strange = (x >= size) & ((x < self.first) | (x >= self.first + self.count))
         if bool(strange.any()):

@@ -100,6 +100,7 @@ class Switch(nn.ModuleDict):
     _hooks: tuple[RemovableHandle, ...]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """y as the active changes leave it; what the others heard for it is forgotten."""
         if isinstance(self.active, PerRow):
             y = self._mixed(self.active, x, y)
         elif self.active is not None and self.active in self:

@@ -1,9 +1,10 @@
 """UniPELT: adapter, prefix and LoRA together, each behind a gate that learns when it is of use."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, cast
 
 import torch
@@ -41,6 +42,18 @@ class UniPELT:
         if "A" in self.parts:
             for _, last in feed_forwards(model):
                 attach(last, GatedAdapter(width(last).d_out, self.bottleneck), name)
+
+    def learned(
+        self, model: nn.Module, read: Callable[[], None], spell: Callable[[int], str], name: str = "default"
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """The mean value of the gates of each layer, by submodule, while `read` reads; section 4.4 of the paper."""
+        with watched_gates(model, name) as seen:
+            read()
+        rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for path, values in seen.items():
+            owner = type(model.get_submodule(path.rpartition(".")[0]))
+            rows[_layer(path)][OWNERS[owner]] += values
+        return {TITLE: {row: {part: fmean(v) for part, v in parts.items() if v} for row, parts in rows.items()}}
 
     def _prefix(self, model: nn.Module, name: str) -> None:
         table = table_of(model, "unipelt", self.length)
@@ -108,6 +121,21 @@ class GatedRows(Rows):
         ours = (x >= self.first) & (x < self.first + len(self.values()))
         rows = super().forward(x, y)
         return rows.index_put((ours,), cast(Tensor, self.gate(y[ours])) * rows[ours])
+
+
+TITLE = "Mean value of the gates of each layer"
+OWNERS = {GatedLowRank: "LoRA", GatedAdapter: "adapter", GatedRows: "prefix"}
+
+
+def _layer(path: str) -> str:
+    """Up to the first number.
+
+    >>> _layer("model.layers.3.self_attn.q_proj.delta.default.gate")
+    'model.layers.3'
+    """
+    words = path.split(".delta.")[0].split(".")
+    numbers = [i for i, word in enumerate(words) if word.isdigit()]
+    return ".".join(words[: numbers[0] + 1] if numbers else words)
 
 
 @contextmanager

@@ -65,22 +65,22 @@ def forest(
     values = [
         end for line in lines for mark in line.marks for end in (mark.value, mark.low, mark.high) if end is not None
     ]
-    low, high = within or _padded([*values, 0.0] if zero else values)
-    x = _scale(low, high, MARGIN, WIDTH - MARGIN)
+    low, high = within or padded([*values, 0.0] if zero else values)
+    x = linear(low, high, MARGIN, WIDTH - MARGIN)
     deepest = max(2, *(len(line.marks) for line in lines))  # one height for all rows: charts side by side line up
     parts, top = [], 6.0
     for line in lines:
-        parts.append(_text(0, top + 13, line.name, "name"))
-        parts.append(_text(WIDTH, top + 13, line.words, "words", "end"))
+        parts.append(words(0, top + 13, line.name, "name"))
+        parts.append(words(WIDTH, top + 13, line.words, "words", "end"))
         for index, mark in enumerate(line.marks):
             parts.append(_mark(mark, x, top + 28 + BAND * (index + (deepest - len(line.marks)) / 2)))
         top += 34 + BAND * deepest
     places = ticks(low, high)
-    grid = [_line(x(tick), 24, x(tick), top, "grid") for tick in places]
-    nought = [_line(x(0.0), 24, x(0.0), top, "nought")] if zero else []
-    names = [_text(x(tick), top + 15, name, "tick", "middle") for tick, name in zip(places, named(places))]
-    title = _text(WIDTH / 2, top + 33, axis, "axis", "middle")
-    return _svg(top + 40, label, [*grid, *nought, *parts, *names, title])
+    grid = [rule(x(tick), 24, x(tick), top, "grid") for tick in places]
+    nought = [rule(x(0.0), 24, x(0.0), top, "nought")] if zero else []
+    names = [words(x(tick), top + 15, name, "tick", "middle") for tick, name in zip(places, named(places))]
+    title = words(WIDTH / 2, top + 33, axis, "axis", "middle")
+    return svg(top + 40, label, [*grid, *nought, *parts, *names, title])
 
 
 def curve(
@@ -89,19 +89,19 @@ def curve(
     """Lines over x from `ends`. `axes` names x and y, the latter above its axis; `floor` is the least y shown."""
     points = [point for each in series for point in each.points]
     height, (left, right), (across, up) = 220, ends, axes
-    low, high = _padded([y for _, y in points] + ([] if floor is None else [floor]))
+    low, high = padded([y for _, y in points] + ([] if floor is None else [floor]))
     low = low if floor is None else max(low, floor)
     rows = ticks(low, high, 4)
     gutter = 12 + 7 * max(map(len, named(rows)))
-    x = _scale(left, right, gutter, WIDTH - MARGIN)
-    y = _scale(low, high, height - 44, 28)
-    parts = [_line(gutter, y(tick), WIDTH, y(tick), "grid") for tick in rows]
-    parts += [_text(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
+    x = linear(left, right, gutter, WIDTH - MARGIN)
+    y = linear(low, high, height - 44, 28)
+    parts = [rule(gutter, y(tick), WIDTH, y(tick), "grid") for tick in rows]
+    parts += [words(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
     steps = [tick for tick in ticks(left, right) if tick == int(tick)]
-    parts += [_text(x(tick), height - 26, name, "tick", "middle") for tick, name in zip(steps, named(steps))]
+    parts += [words(x(tick), height - 26, name, "tick", "middle") for tick, name in zip(steps, named(steps))]
     parts += [_path(each, x, y) for each in series]
-    titles = [_text(0, 13, up, "axis"), _text((gutter + WIDTH) / 2, height - 6, across, "axis", "middle")]
-    return _svg(height, label, [*parts, *titles])
+    titles = [words(0, 13, up, "axis"), words((gutter + WIDTH) / 2, height - 6, across, "axis", "middle")]
+    return svg(height, label, [*parts, *titles])
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = 160) -> tuple[tuple[float, float], ...]:
@@ -117,7 +117,8 @@ def thinned(points: Sequence[tuple[float, float]], most: int = 160) -> tuple[tup
     return tuple((sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups)
 
 
-def _padded(values: Sequence[float]) -> tuple[float, float]:
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis that holds them, with some room."""
     low, high = min(values), max(values)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
     return low - room, high + room
@@ -126,7 +127,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 Scale = Callable[[float], float]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
+def linear(low: float, high: float, start: float, end: float) -> Scale:
     """Linear map from [low, high] to [start, end]; the middle where low == high."""
     if high == low:
         return lambda value: (start + end) / 2
@@ -163,15 +164,18 @@ def _path(series: Series, x: Scale, y: Scale) -> Markup:
     return joined + Markup("").join(dots)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+def rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    """A straight line."""
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Markup:
+def words(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Markup:
+    """Text at a place."""
     template = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
     return template.format(kind, x, y, anchor, text)
 
 
-def _svg(height: float, label: str, parts: Iterable[Markup]) -> Markup:
+def svg(height: float, label: str, parts: Iterable[Markup]) -> Markup:
+    """The parts as one picture, with `label` for who cannot see it."""
     template = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {:.0f}">{}</svg>')
     return template.format(label, WIDTH, height, Markup("").join(parts))

@@ -24,7 +24,7 @@ from acclimate.report.figures import (
     size,
     spoken,
 )
-from acclimate.report.page import _environment, _plain
+from acclimate.report.page import environment, printable
 
 SHOWN = 3  # metrics that have a column
 
@@ -44,7 +44,7 @@ def comparison_page(found: Mapping[str, Any]) -> str:
     script = (Path(__file__).parent / "comparison.js").read_text(encoding="utf-8")
     rows = well(found)
     return (
-        _environment()
+        environment()
         .get_template("comparison.html.j2")
         .render(
             model=clean(found["model"], 80),
@@ -59,10 +59,11 @@ def comparison_page(found: Mapping[str, Any]) -> str:
             study=study(found),
             curves=[_curve(row) for row in rows if row["curve"]["train"]],
             search=_search(found),
+            learned=[(called(row), tables) for row in rows if (tables := sections.learned(row))],
             stages=[(capital(name), seconds(value)) for name, value in found["seconds"].items()],
             data=sections.data(found),
             provenance=sections.provenance(found),
-            recipe=clean(yaml.safe_dump(_plain(found["recipe"]), sort_keys=False, allow_unicode=True), 40_000),
+            recipe=clean(yaml.safe_dump(printable(found["recipe"]), sort_keys=False, allow_unicode=True), 40_000),
             command=clean(at(found, "provenance", "command"), 500),
             script=Markup(script),
             digest=b64encode(sha256(script.encode()).digest()).decode(),
@@ -208,7 +209,9 @@ def _gap(row: Row, metric: str, places: int) -> Cell:
 
 def _trained(row: Row) -> Cell:
     count = row["trainable_parameters"]
-    return Cell(number(count), percent(count / row["total_parameters"]) if count else "", count)
+    kept, share = row.get("kept_parameters", count), percent(count / row["total_parameters"])
+    note = share if kept == count else f"{share}; {number(kept)} kept"
+    return Cell(number(count), note if count else "", count)
 
 
 def _sized(count: Any) -> Cell:

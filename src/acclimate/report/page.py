@@ -24,7 +24,7 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
     """
     found = comparisons(report)
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             model=clean(report.get("model", "model"), 80),
@@ -42,10 +42,11 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
             sample=sections.sample(report),
             rendering=sections.rendering(report),
             forgetting=sections.forgetting(report),
+            learned=sections.learned(report),
             resources=sections.resources(report),
             data=sections.data(report),
             recipe=clean(
-                yaml.safe_dump(_plain(report.get("recipe") or {}), sort_keys=False, allow_unicode=True), 20_000
+                yaml.safe_dump(printable(report.get("recipe") or {}), sort_keys=False, allow_unicode=True), 20_000
             ),
             provenance=sections.provenance(report),
             command=clean(at(report, "provenance", "command") or "acclimate run recipe.yaml", 500),
@@ -53,7 +54,8 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this folder, with the filters that they use."""
     loader = FileSystemLoader(Path(__file__).parent)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     tone, sign = _TONE.get, _SIGN.get
@@ -75,10 +77,10 @@ def _tight(text: str) -> str:
     return joined.replace("ROUGE-", "ROUGE\u2011")
 
 
-def _plain(tree: Any) -> Any:
+def printable(tree: Any) -> Any:
     """`tree` with only what YAML knows: mappings, lists, numbers, text."""
     if isinstance(tree, Mapping):
-        return {str(key): _plain(value) for key, value in tree.items()}
+        return {str(key): printable(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_plain(value) for value in tree]
+        return [printable(value) for value in tree]
     return tree if tree is None or isinstance(tree, bool | int | float) else str(tree)

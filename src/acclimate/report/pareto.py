@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from acclimate.report.charts import MARGIN, WIDTH, Scale, _line, _padded, _scale, _svg, _text, named, ticks
+from acclimate.report.charts import MARGIN, WIDTH, Scale, linear, named, padded, rule, svg, ticks, words
 from acclimate.report.figures import finite, number
 
 HEIGHT, TOP, FOOT = 300, 30, 44  # units: the drawing, above its frame, below it
@@ -53,28 +53,28 @@ def scatter(
     """
     ahead = front(points, higher)
     ends = [end for p in points for end in (p.low, p.high)] + ([] if base is None else [base])
-    low, high = _padded(ends)
+    low, high = padded(ends)
     rows = ticks(low, high, 4)
     gutter = 12 + 7 * max(map(len, named(rows)))
     x, places = _costs([p.cost for p in points], gutter)
-    y = _scale(low, high, HEIGHT - FOOT, TOP)
-    parts = [_line(gutter, y(tick), WIDTH, y(tick), "grid") for tick in rows]
-    parts += [_text(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
-    parts += [_text(x(place), HEIGHT - 26, shown(place), "tick", "middle") for place in places]
+    y = linear(low, high, HEIGHT - FOOT, TOP)
+    parts = [rule(gutter, y(tick), WIDTH, y(tick), "grid") for tick in rows]
+    parts += [words(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
+    parts += [words(x(place), HEIGHT - 26, shown(place), "tick", "middle") for place in places]
     parts += _base_line(base, y, gutter)
     joined = " ".join(f"{x(p.cost):.1f},{y(p.score):.1f}" for p in ahead)
     parts.append(Markup('<polyline class="trace front" points="{}"/>').format(joined))
-    spans = [_line(x(p.cost), y(p.low), x(p.cost), y(p.high), "whisker") for p in points]
+    spans = [rule(x(p.cost), y(p.low), x(p.cost), y(p.high), "whisker") for p in points]
     drawn = [_dot(p, x, y, p in ahead) for p in sorted(points, key=lambda p: p in ahead)]
-    titles = [_text(0, 13, axes[1], "axis"), _text((gutter + WIDTH) / 2, HEIGHT - 6, axes[0], "axis", "middle")]
+    titles = [words(0, 13, axes[1], "axis"), words((gutter + WIDTH) / 2, HEIGHT - 6, axes[0], "axis", "middle")]
     told = ", ".join(f"{p.name} ({shown(p.cost)}, {number(p.score)})" for p in ahead)
-    return _svg(HEIGHT, f"{axes[1]} against {axes[0]}. On the front: {told}.", [*parts, *spans, *drawn, *titles])
+    return svg(HEIGHT, f"{axes[1]} against {axes[0]}. On the front: {told}.", [*parts, *spans, *drawn, *titles])
 
 
 def _base_line(base: float | None, y: Scale, gutter: float) -> list[Markup]:
     if base is None:
         return []
-    return [_line(gutter, y(base), WIDTH, y(base), "base-line"), _text(WIDTH, y(base) - 5, "base", "tick", "end")]
+    return [rule(gutter, y(base), WIDTH, y(base), "base-line"), words(WIDTH, y(base) - 5, "base", "tick", "end")]
 
 
 def _dot(point: Point, x: Scale, y: Scale, ahead: bool) -> Markup:
@@ -93,7 +93,7 @@ def _costs(costs: Sequence[float], gutter: float) -> tuple[Scale, list[float]]:
     start = gutter + RADIUS + (2 * APART if none else 0)
     low, high = (math.log10(min(above)), math.log10(max(above))) if above else (0.0, 0.0)
     room = max(0.06 * (high - low), 0.1)
-    scale = _scale(low - room, high + room, start, WIDTH - MARGIN)
+    scale = linear(low - room, high + room, start, WIDTH - MARGIN)
     named_costs = _decades(10.0 ** (low - room), 10.0 ** (high + room)) if above else []
     return lambda cost: scale(math.log10(cost)) if cost > 0 else gutter + RADIUS, ([0.0] if none else []) + named_costs
 
@@ -121,21 +121,21 @@ def study(
     """
     every = [place for line in series.values() for place, _ in line]
     kept = [p for line in series.values() for _, p in line]
-    low, high = _padded([end for p in kept for end in (p.low, p.high)] + ([] if base is None else [base]))
+    low, high = padded([end for p in kept for end in (p.low, p.high)] + ([] if base is None else [base]))
     rows = ticks(low, high, 4)
     gutter = 12 + 7 * max(map(len, named(rows)))
-    x, y = _places(every, gutter), _scale(low, high, HEIGHT - FOOT, TOP)
-    parts = [_line(gutter, y(tick), WIDTH, y(tick), "grid") for tick in rows]
-    parts += [_text(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
-    parts += [_text(x(place), HEIGHT - 26, written(place), "tick", "middle") for place in _distinct(every)]
+    x, y = _places(every, gutter), linear(low, high, HEIGHT - FOOT, TOP)
+    parts = [rule(gutter, y(tick), WIDTH, y(tick), "grid") for tick in rows]
+    parts += [words(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
+    parts += [words(x(place), HEIGHT - 26, written(place), "tick", "middle") for place in _distinct(every)]
     parts += _base_line(base, y, gutter)
     for index, line in enumerate(series.values()):
         parts += _trace(line, x, y, index, len(series))
-    titles = [_text(0, 13, axes[1], "axis"), _text((gutter + WIDTH) / 2, HEIGHT - 6, axes[0], "axis", "middle")]
+    titles = [words(0, 13, axes[1], "axis"), words((gutter + WIDTH) / 2, HEIGHT - 6, axes[0], "axis", "middle")]
     told = "; ".join(
         f"{name}: " + ", ".join(f"{written(v)} {number(p.score)}" for v, p in s) for name, s in series.items()
     )
-    return _svg(HEIGHT, f"{axes[1]} against {axes[0]}. {told}.", [*parts, *titles]), list(series)
+    return svg(HEIGHT, f"{axes[1]} against {axes[0]}. {told}.", [*parts, *titles]), list(series)
 
 
 def _trace(line: Sequence[tuple[Any, Point]], x: Scale, y: Scale, index: int, count: int) -> list[Markup]:
@@ -143,7 +143,7 @@ def _trace(line: Sequence[tuple[Any, Point]], x: Scale, y: Scale, index: int, co
     spots = [(x(place) + shift, point) for place, point in line]
     joined = " ".join(f"{a:.1f},{y(p.score):.1f}" for a, p in spots)
     parts = [Markup('<polyline class="trace s{}" points="{}"/>').format(index % 4, joined)]
-    parts += [_line(a, y(p.low), a, y(p.high), f"whisker s{index % 4}") for a, p in spots]
+    parts += [rule(a, y(p.low), a, y(p.high), f"whisker s{index % 4}") for a, p in spots]
     dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}: {}</title></circle>')
     return parts + [dot.format(index % 4, a, y(p.score), p.name, number(p.score)) for a, p in spots]
 
@@ -153,12 +153,12 @@ def _places(every: Sequence[Any], gutter: float) -> Callable[[Any], float]:
     numbers = [n for place in every if (n := finite(place)) is not None]
     if len(numbers) < len(every):
         order = [written(place) for place in _distinct(every)]
-        aside = _scale(-0.5, len(order) - 0.5, gutter, WIDTH)
+        aside = linear(-0.5, len(order) - 0.5, gutter, WIDTH)
         return lambda place: aside(order.index(written(place)))
     if min(numbers) > 0 and max(numbers) / min(numbers) >= 8:
-        logs = _scale(math.log(min(numbers)), math.log(max(numbers)), left, right)
+        logs = linear(math.log(min(numbers)), math.log(max(numbers)), left, right)
         return lambda place: logs(math.log(place))
-    return _scale(min(numbers), max(numbers), left, right)
+    return linear(min(numbers), max(numbers), left, right)
 
 
 def _distinct(every: Sequence[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from acclimate.report.figures import at, clean, finite, fixed, number, pair, percent, seconds, size
 
@@ -91,7 +91,7 @@ def _interval(side: Any, shown: Callable[[float], str]) -> str:
 
 def resources(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the training took: name and number."""
-    training = at(report, "training") or {}
+    training, kept = at(report, "training") or {}, report.get("kept_parameters")
     rows = [
         ("Steps", number(training.get("steps"))),
         ("Tokens read", number(training.get("tokens"))),
@@ -100,6 +100,7 @@ def resources(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Speed", f"{number(training.get('tokens_per_second'))} tokens/s" if "tokens_per_second" in training else "–"),
         ("Peak memory", size(training.get("peak_memory_bytes"))),
         ("Trainable parameters", number(report.get("trainable_parameters"))),
+        ("Parameters kept", number(kept) if kept != report.get("trainable_parameters") else "–"),
         ("All parameters", number(report.get("total_parameters"))),
         ("Artifact", size(at(report, "artifact", "bytes"))),
         (
@@ -110,6 +111,34 @@ def resources(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     return [row for row in rows if row[1] != "–"]
+
+
+class Shown(NamedTuple):
+    """What a method shows of what it learned: rows of one table of numbers, or of texts with their numbers."""
+
+    title: str
+    columns: list[str]  # empty where every row has others
+    rows: list[tuple[str, list[str]]]
+
+
+def learned(tree: Mapping[str, Any]) -> list[Shown]:
+    """The entry `learned` of a report, or of a row of a comparison."""
+    found = []
+    for title, table in (tree.get("learned") or {}).items():
+        rows = [(str(name), dict(row)) for name, row in list(table.items())[:ROWS]]
+        names = list(rows[0][1]) if rows else []
+        same = all(list(row) == names for _, row in rows) and len(rows) > 1
+        shown = [
+            (clean(name, 60), [_entry("" if same else key, value) for key, value in row.items()]) for name, row in rows
+        ]
+        found.append(Shown(clean(title, 120), [clean(name, 40) for name in names] if same else [], shown))
+    return found
+
+
+def _entry(key: str, value: Any) -> str:
+    real = finite(value)
+    told = "–" if real is None else fixed(real, 2)
+    return f"{clean(key, 40).strip() or repr(key)} {told}" if key else told
 
 
 def data(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from acclimate.models.precision import DTYPES
 from acclimate.recipe import Recipe, dump, plain
 from acclimate.report.trackers import Tracker, safely, tracker
 from acclimate.run import tasks
+from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare, with_soft_tokens
 from acclimate.run.train import train
@@ -69,6 +70,8 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
     after = measure(prepared, serve, heeding(voice.told, stop))
     facts = {
         **counts,
+        "kept_parameters": parameters(model)["trainable_parameters"],
+        "learned": learned(prepared, model),
         "training": spent_table(spent, recipe.training.steps),
         "provenance": provenance(prepared, stamp, licence_of(recipe.model)),
         "machine": machine(model),

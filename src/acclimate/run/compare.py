@@ -39,6 +39,7 @@ from acclimate.run.carry import (
     parameters,
     with_threshold,
 )
+from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, general, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare
 from acclimate.run.rungs import Comparison, Rung, Untuned, dump
@@ -283,10 +284,12 @@ def _in_full(bench: Bench, given: Prepared, folder: Path) -> dict[str, Any]:
         begun = time.perf_counter()
         save_adapter(model, changed.recipe.method, folder / "adapter", facts_of(changed, bench.stamp))
         saving = time.perf_counter() - begun
+        counts["kept_parameters"] = parameters(model)["trainable_parameters"]
         asked = _asked(bench, changed, for_answering(model, changed))
+        shown = learned(changed, model)
     artifact = {**artifact_of(folder / "adapter"), "path": str((folder / "adapter").relative_to(bench.out))}
     found = _seed(training.seed, spent, training.steps, counts, artifact, asked)
-    return {**found, "saving_seconds": saving, "log": list(_lines(RunFolder(folder, -1).log))}
+    return {**found, "learned": shown, "saving_seconds": saving, "log": list(_lines(RunFolder(folder, -1).log))}
 
 
 def _train(bench: Bench, given: Prepared, model: nn.Module, folder: Path, resumable: bool) -> tuple[Spent, Prepared]:

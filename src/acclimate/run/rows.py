@@ -76,6 +76,8 @@ def _row(
         "scores": _scores(bench, metrics, mine),
         "difference": {"base": _differences(bench, metrics, base, mine)},
         **{key: first[key] for key in ("trainable_parameters", "total_parameters", "training", "artifact")},
+        "kept_parameters": first.get("kept_parameters", first["trainable_parameters"]),
+        "learned": first.get("learned", {}),
         **_seconds_of(bench, first),
         "forgetting": forgetting(bench.base, base, mine) if mine.texts else {},
         "rate": raw["rate"],
