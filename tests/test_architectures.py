@@ -28,10 +28,10 @@ WRITERS = tuple(name for name in tiny.MORE if name not in READERS)
 # apart: all but Gemma 2, whose logits are capped, and masked models, whose heads have more than one layer.
 # packed: not Gemma 2 (scores are capped), RoBERTa (positions count from the pad id), DeBERTa and MPNet (relative biases).
 OUTLINES = {
-    **dict.fromkeys(WRITERS, Outline(apart=True, packs=True)),
-    **dict.fromkeys(READERS, Outline(apart=False, packs=False)),
-    "gemma2": Outline(apart=False, packs=False),
-    "electra": Outline(apart=False, packs=True),
+    **dict.fromkeys(WRITERS, Outline(apart=True, packs=True, shares=True)),
+    **dict.fromkeys(READERS, Outline(apart=False, packs=False, shares=False)),
+    "gemma2": Outline(apart=False, packs=False, shares=False),
+    "electra": Outline(apart=False, packs=True, shares=False),
 }
 LENGTHS = (5, 9, 4, 12, 6)  # longer and shorter than the windows of Gemma and Mistral
 # Gemma 2 takes its softmax in float32, where its float64 mask is −inf: a pad that sees pads alone would be NaN.

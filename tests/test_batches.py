@@ -251,18 +251,102 @@ def test_a_long_stream_is_rounded_and_nobody_sees_it():
     torch.testing.assert_close(together, model.lm_head.weight.grad, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("window", [4, 8])
-def test_a_document_longer_than_the_sliding_window_packs_all_the_same(window):
+def windowed(window):
+    """A Mistral whose tokens see no farther back than `window`."""
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = MistralConfig(vocab_size=tiny.VOCAB, num_key_value_heads=2, sliding_window=window, **shape)
-    model = MistralForCausalLM(config).double().eval()
+    return MistralForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("window", [4, 8])
+def test_a_document_longer_than_the_sliding_window_packs_all_the_same(window):
+    model = windowed(window)
     rows = rows_for(model)
     expected = torch.cat([slow_logprobs(model, row) for row in rows])
     assert outline(model).packs
     torch.testing.assert_close(logprobs(model, pack(rows)), expected, rtol=0, atol=1e-9)
+
+
+PREAMBLE = tuple(range(3, 3 + 9))
+
+
+def with_a_preamble(model):
+    """Rows that begin alike; of one everything but its last id is what all begin with, of two a part of it is scored."""
+    begin = PREAMBLE
+    rows = [row._replace(ids=begin + row.ids, scored=(False,) * 9 + row.scored) for row in rows_for(model)]
+    rows.append(Encoded((*begin, 7), (False,) * 9 + (True,)))
+    return [
+        *rows[:3],
+        *(row._replace(scored=(False,) * 5 + (True,) * (len(row.ids) - 5)) for row in rows[3:5]),
+        *rows[5:],
+    ]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_what_rows_begin_with_is_read_once_and_changes_nothing(name):
+    model = tiny.build(name)
+    rows = with_a_preamble(model)
+    whole, once = pack(rows), pack(rows, shared=9)
+    assert (once.tokens, once.ids.shape[1]) == (whole.tokens, whole.ids.shape[1] - 9 * (len(rows) - 1))
+    assert torch.equal(once.targets, whole.targets)
+    torch.testing.assert_close(
+        logprobs(model, once), torch.cat([slow_logprobs(model, row) for row in rows]), rtol=0, atol=1e-9
+    )
+    weight = next(p for n, p in model.named_parameters() if "embed_tokens" in n or "wte" in n)
+    gradients = []
+    for batch in (whole, once):
+        weight.grad = None
+        (logprobs(model, batch) * torch.arange(1.0, 1 + len(batch.targets))).sum().backward()
+        gradients.append(weight.grad.clone())
+    bound = {"llama": 1e-4, "gpt2": 1e-9}[name]  # Llama's norm is float32 in any model, and sums are rounded before it
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("window", [4, 8, 12])
+def test_a_window_reaches_back_into_what_is_shared(window):
+    model = windowed(window)
+    rows = with_a_preamble(model)
+    expected = torch.cat([slow_logprobs(model, row) for row in rows])
+    torch.testing.assert_close(logprobs(model, pack(rows, shared=9)), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_scores_do_not_depend_on_what_is_shared(name, budget):
+    model = tiny.build(name)
+    rows = with_a_preamble(model)
+    alone = [float(slow_logprobs(model, row).sum()) for row in rows]
+    assert score(model, rows, PAD, budget=budget) == pytest.approx(alone, abs=1e-9)
+
+
+def test_evaluation_reads_the_preamble_once():
+    model = tiny.build("llama")
+    rows = with_a_preamble(model)
+    outline(model)
+    read = []
+    handle = model.model.embed_tokens.register_forward_hook(lambda m, x, y: read.append(x[0].numel()))
+    score(model, rows, PAD)
+    handle.remove()
+    assert read == [9 + sum(len(row.ids) - 9 for row in rows[:-1])]  # the last one's input is what all begin with
+
+
+def test_dropout_is_never_shared():
+    model = tiny.llama(tied=True, dropout=0.1).double()
+    rows = with_a_preamble(model)
+    assert collate(model.eval(), rows, PAD, share=True).shared == 9
+    assert collate(model.train(), rows, PAD, share=True).shared == 0
+    plain = adapt(tiny.build("llama"), LoRA(2, dropout=0.1))
+    assert collate(plain.train(), rows, PAD, share=True).shared == 0
+    assert collate(plain.eval(), rows, PAD, share=True).shared == 9
+
+
+def test_a_reader_that_looks_ahead_shares_nothing():
+    model = tiny.build("bert")
+    assert not outline(model).shares
+    assert collate(model, with_a_preamble(model), PAD, share=True).shared == 0
 
 
 def test_attention_in_chunks_is_never_packed():

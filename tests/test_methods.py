@@ -24,6 +24,11 @@ from acclimate.methods.delta import (
     trainable,
     using,
 )
+from acclimate.methods.soft import soft_of
+from acclimate.models.logprobs import logprobs
+from acclimate.models.outline import outline
+from acclimate.tokens.batch import pack
+from acclimate.tokens.codec import Encoded
 from tests import tiny
 from tests.adapted import (
     RIDING,
@@ -290,6 +295,20 @@ def test_documents_of_a_packed_stream_may_have_different_adapters() -> None:
     for document, got, name in zip(ids.split(lengths, 1), packed.split(lengths, 1), chosen, strict=True):
         with using(model, name):
             assert close(got, answers(model, document))
+
+
+@every_method
+@pytest.mark.parametrize("build", ["llama", "gpt2"])
+def test_what_documents_begin_with_may_be_read_once(build: str, method: str) -> None:
+    model = adapted(build, method)
+    front, back = soft_of(model)
+    begin, ends = (*front, 5, 9, 4, 11), ((6, 7), (8,), (10, 12, 13))
+    flags = [(False,) * len(begin) + (True,) * len(end) + (False,) * len(back) + (True,) for end in ends]
+    rows = [Encoded((*begin, *end, *back, 20), scored) for end, scored in zip(ends, flags, strict=True)]
+    assert outline(model).shares
+    with torch.no_grad():
+        alone = torch.cat([logprobs(model, pack([row])) for row in rows])
+        assert close(logprobs(model, pack(rows, shared=len(begin))), alone)
 
 
 @every_method

@@ -1,12 +1,14 @@
 """Successive halving and the recipe of a comparison: counted by hand, refused in sentences."""
 
+import math
 from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
+from acclimate.data.examples import Output
 from acclimate.errors import RecipeError, TrainingError
 from acclimate.run.rungs import Comparison, Search, Untuned, changes, dump, parse, slug
-from acclimate.run.search import Trial, halve, ranked, rounds
+from acclimate.run.search import Trial, halve, label_loss, ranked, rounds
 
 TEXT = """
 model: m
@@ -157,3 +159,10 @@ def test_names_become_folders():
 
 def test_an_untuned_rung_is_not_searched():
     assert replace(parse(TEXT).rungs[2], name="x").rates == ()
+
+
+def test_the_loss_of_labels_by_hand():
+    """Scores (0, 0): log 2 whichever is right; (log 3, 0): the right one has 3/4."""
+    outputs = [Output("a", {"a": 0.0, "b": 0.0}), Output("a", {"a": math.log(3.0), "b": 0.0})]
+    assert label_loss(outputs, ["b", "a"]) == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+    assert label_loss([Output("a", {"a": -1e4, "b": -2e4})], ["b"]) == pytest.approx(1e4)

@@ -26,6 +26,7 @@ def score(
     """Σ log p of the scored tokens of each row, natural log, in the order given; at most `budget` tokens at once.
 
     Rows whose inputs are equal, or begin another row's input, are computed once: the labels of one prompt share its pass.
+    So is what all rows of a batch begin with, such as instructions and shots.
     tick(n) is told after every batch that n more rows are done.
     """
     results = [0.0] * len(rows)
@@ -36,7 +37,7 @@ def score(
         guests.setdefault(host, []).append(guest)
     with evaluating(model):
         for hosts in _budgeted(sorted(guests, key=lambda i: (-rows[i].size, i)), rows, budget):
-            batch = collate(model, [rows[i] for i in hosts], fill)
+            batch = collate(model, [rows[i] for i in hosts], fill, share=True)
             batch, members = _ask_for_guests(batch, hosts, guests, rows) if sharing else (batch, list(hosts))
             sums = torch.zeros(len(members), dtype=torch.float64)
             sums.index_add_(0, batch.owner.cpu(), logprobs(model, batch).double().cpu())
@@ -70,9 +71,8 @@ def _ask_for_guests(
     """The hosts' batch, asked for the scored tokens of every guest."""
     members = [guest for host in hosts for guest in guests[host]]
     place = {host: p for p, host in enumerate(hosts)}
-    offsets = _offsets(batch)
     asked = [
-        (offsets[place[host]] + t - 1, rows[guest].ids[t], m)
+        (batch.place(place[host], t - 1), rows[guest].ids[t], m)
         for m, (host, guest) in enumerate((host, guest) for host in hosts for guest in guests[host])
         for t in range(1, len(rows[guest].ids))
         if rows[guest].scored[t]
@@ -80,12 +80,6 @@ def _ask_for_guests(
     predict, targets, owner = torch.tensor(asked, dtype=torch.long).reshape(-1, 3).unbind(1)
     device = batch.ids.device
     return replace(batch, predict=predict.to(device), targets=targets.to(device), owner=owner.to(device)), members
-
-
-def _offsets(batch: Batch) -> list[int]:
-    if batch.packed:
-        return [sum(batch.lengths[:i]) for i in range(len(batch.lengths))]
-    return [r * batch.ids.shape[1] for r in range(len(batch.lengths))]
 
 
 def _budgeted(order: Sequence[int], rows: Sequence[Encoded], budget: int) -> list[list[int]]:

@@ -23,30 +23,38 @@ def by_document(
 ) -> tuple[Tensor, Tensor | None]:
     """query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) → (1, tokens, heads, d).
 
-    With `document_lengths` among what the model passes on, each document sees itself alone; without, this is plain SDPA.
+    With `document_lengths` among what the model passes on, each document sees itself alone, and the first
+    `shared_length` tokens of the stream, which are before all of them; without, this is plain SDPA.
     """
     lengths: tuple[int, ...] | None = given.pop("document_lengths", None)
+    shared: int = given.pop("shared_length", 0)
     if lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     if given.get("softcap") is not None or given.get("position_bias") is not None:
         raise ValueError("soft-capped and biased attention have no packed form here")
     causal = given.get("is_causal")
     causal = bool(getattr(module, "is_causal", True)) if causal is None else bool(causal)
-    outputs = []
-    for q, k, v in zip(*(torch.split(x, list(lengths), dim=2) for x in (query, key, value)), strict=True):
-        outputs.append(_one(q, k, v, causal, given))
+    if shared and not causal:
+        raise ValueError("what documents begin with can be read once only where nothing sees what follows")
+    before, k_before, v_before = (x[:, :, :shared] for x in (query, key, value))
+    outputs = [_one(before, k_before, v_before, causal, given)] if shared else []
+    for q, k, v in zip(
+        *(torch.split(x[:, :, shared:], list(lengths), dim=2) for x in (query, key, value)), strict=True
+    ):
+        seen = (torch.cat([k_before, k], dim=2), torch.cat([v_before, v], dim=2)) if shared else (k, v)
+        outputs.append(_one(q, seen[0], seen[1], causal, given))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _one(
     q: Float[Tensor, "1 heads time d"],
-    k: Float[Tensor, "1 kv time d"],
-    v: Float[Tensor, "1 kv time d"],
+    k: Float[Tensor, "1 kv seen d"],
+    v: Float[Tensor, "1 kv seen d"],
     causal: bool,
     given: dict[str, Any],
 ) -> Float[Tensor, "1 heads time d"]:
-    window = given.get("sliding_window")
-    mask = _window(q.shape[2], window, q.device) if window is not None and q.shape[2] > window else None
+    window, (time, seen) = given.get("sliding_window"), (q.shape[2], k.shape[2])
+    mask = _band(time, seen, window, q.device) if time < seen or (window is not None and time > window) else None
     return nn.functional.scaled_dot_product_attention(
         q,
         k,
@@ -59,9 +67,10 @@ def _one(
     )
 
 
-def _window(time: int, window: int, device: torch.device) -> Bool[Tensor, "{time} {time}"]:
-    back = torch.arange(time, device=device)[:, None] - torch.arange(time, device=device)[None]
-    return (back >= 0) & (back < window)
+def _band(time: int, seen: int, window: int | None, device: torch.device) -> Bool[Tensor, "{time} {seen}"]:
+    """Which of the `seen` tokens each of the last `time` of them sees: itself and those before it, within the window."""
+    back = torch.arange(seen - time, seen, device=device)[:, None] - torch.arange(seen, device=device)[None]
+    return (back >= 0) & (back < (seen if window is None else window))
 
 
 def mask_for(*args: Any, **given: Any) -> Tensor | None:

@@ -14,10 +14,11 @@ from acclimate.models.cache import evaluating
 @dataclass(frozen=True)
 class Outline:
     """apart: `head(trunk(ids))` equals `model(ids)`, so the head can be asked at some places only.
-    packs: documents in one stream get the logits they get alone."""
+    packs: documents in one stream get the logits they get alone. shares: also when what they begin with stands there once."""
 
     apart: bool
     packs: bool
+    shares: bool
 
 
 _known: WeakKeyDictionary[nn.Module, Outline] = WeakKeyDictionary()
@@ -26,7 +27,8 @@ _known: WeakKeyDictionary[nn.Module, Outline] = WeakKeyDictionary()
 def outline(model: nn.Module) -> Outline:
     """Tried once for each model, on a few ids."""
     if model not in _known:
-        _known[model] = Outline(apart=_apart(model), packs=_packs(model))
+        apart, packs = _apart(model), _packs(model)
+        _known[model] = Outline(apart, packs, shares=packs and _shares(model))
     return _known[model]
 
 
@@ -79,6 +81,21 @@ def _packs(model: nn.Module) -> bool:
     if not works:
         model.set_attn_implementation(before)  # type: ignore[operator]
     return works
+
+
+@torch.no_grad()
+def _shares(model: nn.Module) -> bool:
+    """Tried on two documents that begin with the same three ids; a model that looks ahead answers otherwise there."""
+    ids = _some_ids(model, 7)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4]], device=ids.device)
+    try:
+        with evaluating(model):
+            alone = [model(input_ids=torch.cat([ids[:, :3], part], dim=1)).logits for part in (ids[:, 3:5], ids[:, 5:])]
+            given = {"document_lengths": (2, 2), "shared_length": 3}
+            together = model(input_ids=ids, position_ids=positions, **given).logits
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return _close(torch.cat([alone[0], alone[1][:, 3:]], dim=1), together)
 
 
 def _local(model: Any) -> bool:

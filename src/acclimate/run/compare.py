@@ -43,7 +43,7 @@ from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, general, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare
 from acclimate.run.rungs import Comparison, Rung, Untuned, dump
-from acclimate.run.search import Searched, Trial, halve, on_dev
+from acclimate.run.search import Searched, Trial, chooses, halve, label_loss, on_dev
 from acclimate.run.train import Spent, train
 from acclimate.run.write import spent_table
 from acclimate.training.checkpoint import atomic_write
@@ -268,9 +268,10 @@ def _trial(bench: Bench, given: Prepared, folder: Path) -> Trial:
         return Trial(training.rate, training.steps, None, None, 0, time.perf_counter() - begun, str(error))
     metric = metrics_of(given)[0]
     score = float(metric.combine(np.array(answers.task.rows[metric.name])))
-    losses = [row["dev"]["loss"] for row in _lines(log) if "dev" in row]
+    loss = next((row["dev"]["loss"] for row in _lines(log) if "dev" in row), None)
+    if chooses(given):
+        loss = label_loss(answers.task.outputs["labels"], [row.target for row in given.parts.test.rows])
     log.unlink(missing_ok=True)
-    loss = losses[-1] if losses else None
     return Trial(training.rate, training.steps, score, loss, spent.tokens, time.perf_counter() - begun)
 
 

@@ -103,10 +103,10 @@ def predict(recipe: Recipe) -> Forecast:
 def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
     """Bytes that the backward pass of one pass over `part` needs kept, counted on tensors without content."""
     rows = prepared.train.rows
+    model.train()
     batch = collated(prepared, model, [rows[i] for i in part], part)
     if prepared.recipe.training.checkpointing:
         recompute(model)
-    model.train()
     found: dict[int, Tensor] = {}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _mixed(prepared, model):
         own = _hollow(model, mode)

@@ -1,12 +1,16 @@
 """Which learning rate: successive halving on dev. The test rows are not among what a trial is given."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
+from acclimate.data.examples import Output
 from acclimate.data.split import overlap, plain
 from acclimate.errors import DataError, TrainingError
+from acclimate.evaluation.evaluate import kinds
+from acclimate.run.measure import metrics_of
 from acclimate.run.prepare import Prepared, limited
 from acclimate.run.rungs import Search
 from acclimate.run.write import asked
@@ -19,7 +23,7 @@ class Trial:
     rate: float
     steps: int
     score: float | None  # None where the training fell ill
-    loss: float | None
+    loss: float | None  # of labels: among them, where there are some
     tokens: int
     seconds: float
     failed: str = ""
@@ -41,6 +45,23 @@ class Searched:
             "tokens": sum(trial.tokens for trial in trials),
             "seconds": sum(trial.seconds for trial in trials),
         }
+
+
+def label_loss(outputs: Sequence[Output], targets: Sequence[str]) -> float:
+    """Mean −log p of the right label, by the softmax of the labels' scores: what tells equal scores of two rates apart."""
+    return fmean(_logsumexp(o.scores.values()) - o.scores[target] for o, target in zip(outputs, targets, strict=True))
+
+
+def _logsumexp(values: Iterable[float]) -> float:
+    listed = list(values)
+    top = max(listed)
+    return top + math.log(sum(math.exp(value - top) for value in listed))
+
+
+def chooses(prepared: Prepared) -> bool:
+    """Whether the model answers with the likeliest of the task's labels, so that its answers hold their loss."""
+    labels = prepared.recipe.task.labels
+    return bool(labels) and prepared.head is None and "labels" in kinds(metrics_of(prepared), labels)
 
 
 Try = Callable[[int, float, int], Trial]  # (round from 0, rate, steps) → what came of it
@@ -82,6 +103,8 @@ def halve(rates: Sequence[float], steps: int, given: Search, higher_is_better: b
 def on_dev(prepared: Prepared, rows: int) -> Prepared:
     """The same inputs with dev in the place of test, and at most `rows` of it; nothing of test is left in them.
 
+    Where the answers to dev hold a loss, no row is left to take it from apart: the rows would be read twice.
+
     Dev rows whose prompt is in test as well are left out: to choose by them would be to choose by test.
     Raises DataError where that leaves none.
     """
@@ -97,7 +120,7 @@ def on_dev(prepared: Prepared, rows: int) -> Prepared:
             f"The search has no dev rows: {len(dev.rows)} are given and {len(shared)} of their prompts are in test as well. "
             "Give data.dev other rows, or leave it empty to hold some of the training rows out."
         )
-    places = {row.where for row in chosen}
+    places = set() if chooses(prepared) else {row.where for row in chosen}
     part, fitted = replace(dev, rows=chosen), [row for row in prepared.dev.rows if row.where in places]
     recipe = replace(prepared.recipe, evaluation=replace(prepared.recipe.evaluation, forgetting=False))
     parts = replace(prepared.parts, dev=part, test=part)

@@ -155,7 +155,7 @@ def collated(prepared: Prepared, model: nn.Module, rows: Sequence[Encoded], numb
     """Rows as one batch for what answers: the model's text, or its task head."""
     if prepared.head:
         return tasks.collated(prepared.head, model, rows, numbers)
-    return collate(model, rows, prepared.codec.pad, numbers)
+    return collate(model, rows, prepared.codec.pad, numbers, share=True)
 
 
 def state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -17,8 +17,12 @@ ROUND = 128  # ids by which the length of a long stream grows
 class Batch:
     """Documents side by side, and where the loss looks.
 
+    What all documents of a stream begin with may stand there once, before what is left of each: attention lets every
+    document see it, so hidden states and gradients are those of the documents in full.
+
     ids: (1, tokens) packed or (rows, time) padded. positions: like ids, counted within each document.
-    mask: like ids, 1 = real; None when packed. lengths: of each document. source, source_mask: what an encoder reads.
+    mask: like ids, 1 = real; None when packed. lengths: of each document, without what is shared.
+    source, source_mask: what an encoder reads.
     predict: (n,) flat places in ids whose output is scored. targets: (n,) the id wanted there. owner: (n,) the row of each.
     rows: the numbers of the rows in the data, for diagnosis.
     """
@@ -35,6 +39,7 @@ class Batch:
     rows: tuple[int, ...] = ()
     hidden: Tensor | None = None  # (n, d): what a frozen trunk answered at `predict`, where it is known already
     filler: int = 0  # ids behind the last document of a stream that only round its length
+    shared: int = 0  # ids at the start of a stream that all documents begin with
 
     @property
     def packed(self) -> bool:
@@ -43,8 +48,15 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, padding not counted."""
-        return sum(self.lengths) + (int(self.source_mask.sum()) if self.source_mask is not None else 0)
+        """Real tokens of the documents in full, padding not counted."""
+        own = sum(self.lengths) + self.shared * len(self.lengths)
+        return own + (int(self.source_mask.sum()) if self.source_mask is not None else 0)
+
+    def place(self, row: int, t: int) -> int:
+        """Where id t of a document lies in the flattened ids."""
+        if not self.packed:
+            return row * self.ids.shape[1] + t
+        return t if t < self.shared else sum(self.lengths[:row]) + t
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -52,23 +64,39 @@ class Batch:
         return replace(self, **moved)
 
 
-def pack(rows: Sequence[Encoded], numbers: Sequence[int] = ()) -> Batch:
-    """One stream. The first id of a document is never scored: nothing comes before it.
+def common(rows: Sequence[Encoded]) -> int:
+    """How many ids all rows begin with; every row has one more at least.
+
+    >>> common([Encoded((5, 6, 7), ()), Encoded((5, 6, 8, 9), ())]), common([Encoded((5, 6), ()), Encoded((5, 6), ())])
+    (2, 1)
+    """
+    first, last = min(row.ids for row in rows), max(row.ids for row in rows)  # what these share, all in between do
+    most = min(len(row.ids) for row in rows) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
+
+
+def pack(rows: Sequence[Encoded], numbers: Sequence[int] = (), shared: int = 0) -> Batch:
+    """One stream, with the first `shared` ids of all documents once. The first id of a document is never scored.
 
     A long stream is rounded up by a document that nobody looks at: matrix libraries keep code and buffers for every
     shape they meet, so that lengths that never recur cost time at each step and memory for good.
     """
-    lengths = tuple(len(row.ids) for row in rows)
+    lengths = tuple(len(row.ids) - shared for row in rows)
     starts = [sum(lengths[:i]) for i in range(len(rows))]
     places = [
-        (s + t - 1, row.ids[t], r) for r, (s, row) in enumerate(zip(starts, rows, strict=True)) for t in _scored(row)
+        (t - 1 if t <= shared else s + t - 1, row.ids[t], r)
+        for r, (s, row) in enumerate(zip(starts, rows, strict=True))
+        for t in _scored(row)
     ]
     predict, targets, owner = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
-    ids = torch.tensor([i for row in rows for i in row.ids], dtype=torch.long)[None]
-    filler = -sum(lengths) % ROUND if sum(lengths) > 2 * ROUND else 0
+    ids = torch.tensor([*rows[0].ids[:shared], *(i for row in rows for i in row.ids[shared:])], dtype=torch.long)[None]
+    filler = -ids.shape[1] % ROUND if ids.shape[1] > 2 * ROUND else 0
     ids = torch.cat([ids, ids[:, :1].expand(1, filler)], dim=1)
-    positions = torch.cat([torch.arange(n) for n in (*lengths, filler)])[None]
-    return Batch(ids, positions, None, lengths, predict, targets, owner, rows=tuple(numbers), filler=filler)
+    counted = [torch.arange(shared), *(torch.arange(shared, shared + n) for n in (*lengths, filler))]
+    positions = torch.cat(counted)[None]
+    return Batch(
+        ids, positions, None, lengths, predict, targets, owner, rows=tuple(numbers), filler=filler, shared=shared
+    )
 
 
 def _scored(row: Encoded) -> list[int]:
