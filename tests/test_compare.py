@@ -22,10 +22,10 @@ from acclimate.run import compare
 from acclimate.run.borrow import borrowed
 from acclimate.run.carry import Voice
 from acclimate.run.compare import bench, carry_base, carry_rungs
+from acclimate.run.dev import on_dev
 from acclimate.run.measure import measure
 from acclimate.run.rows import comparison
 from acclimate.run.rungs import WAYS, load
-from acclimate.run.search import on_dev
 from acclimate.training.signals import Stop
 from tests import spelling, tiny
 from tests.runs import ROOT, verb
@@ -422,3 +422,37 @@ def test_forgetting_is_measured_as_in_a_run(home, tmp_path):
     path = recipe(home, tmp_path / "one.yaml", "[{method: {name: lora}, training: {steps: 1}}]", "seeds: [0]")
     (row,) = made(home, tmp_path / "out", path, overrides=["evaluation.forgetting=true", "search.rates=[]"])["rows"]
     assert {"perplexity_base", "perplexity_result", "instructions_base"} <= row["forgetting"].keys()
+
+
+PROMPTED = """[
+  {name: zero, method: none},
+  {name: four, method: few_shot},
+  {name: none of them, method: {name: few_shot, shots: 0}},
+  {name: nearest, method: {name: few_shot, shots: 3, pick: nearest, per: tokens}},
+  {name: random, method: {name: few_shot, shots: 3, pick: random, calibrate: true}},
+  {name: steps, method: {name: chain_of_thought, max_new_tokens: 6}},
+  {name: vote, method: {name: chain_of_thought, max_new_tokens: 4, chains: 3, temperature: 1.5}},
+  {name: worked, method: {name: chain_of_thought, max_new_tokens: 6, shots: 2}},
+]"""
+
+
+def test_prompts_stand_in_the_same_table(home, tmp_path):
+    worked = [{**row, "rationale": f"Because it is {row['label']}."} for row in rows_of(0, 24)]
+    lines(tmp_path / "worked.jsonl", worked)
+    path = recipe(home, tmp_path / "prompts.yaml", PROMPTED)
+    rows = made(home, tmp_path / "out", path, overrides=[f"data.train={tmp_path}/worked.jsonl"])["rows"]
+    found = {row["name"]: row for row in rows}
+    assert not [row["failed"] for row in rows if row["failed"]]
+    assert all(row["trainable_parameters"] == 0 for row in rows)
+    assert found["zero"]["scores"] == found["none of them"]["scores"]
+    assert found["four"]["learned"]["Worked examples before a question"]["examples"]["most"] == 4
+    told = {name: row["learned"].get("Where the answers stood", {}).get("answers", {}) for name, row in found.items()}
+    assert told["steps"] == {"scored": 18.0}
+    assert sum(told["worked"].values()) == sum(told["vote"].values()) == 18
+
+
+def test_prompts_that_cannot_be_made_are_refused(home, tmp_path):
+    rungs = "[{method: none}, {method: {name: chain_of_thought, shots: 2}}, {name: less, method: {name: few_shot, shots: -1}}]"
+    rows = made(home, tmp_path / "out", recipe(home, tmp_path / "refused.yaml", rungs))["rows"]
+    assert "need a column `rationale`" in rows[1]["failed"]
+    assert "shots is -1; it must be 0 or more" in rows[2]["failed"]

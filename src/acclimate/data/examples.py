@@ -106,6 +106,7 @@ class Output:
     value: the number answered, in regression. tags: one for each word, in tagging.
     logprob, tokens, bytes: sum of the natural-log probabilities of the reference text and its length, where text was scored.
     prompt_ids: the ids that were fed. truncated: how many prompt tokens had to be left out. finish: stop, length or "".
+    shots: how many worked examples stood before the question. rationale: what was written on the way to the answer.
     """
 
     text: str = ""
@@ -118,3 +119,5 @@ class Output:
     finish: str = ""
     value: float = 0.0
     tags: tuple[str, ...] = ()
+    shots: int = 0
+    rationale: str = ""

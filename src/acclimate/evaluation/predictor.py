@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -18,7 +18,14 @@ from acclimate.tokens.codec import Codec, Encoded
 from acclimate.tokens.truncate import cut_prompt
 
 Tick = Callable[[int], None]
+Shots = Callable[[Example], tuple[Example, ...]]  # the worked examples that stand before a question
+Length = Literal["sum", "tokens", "bytes"]
 GREEDY = Greedy()
+
+
+def no_shots(example: Example) -> tuple[Example, ...]:
+    """Zero-shot."""
+    return ()
 
 
 class Predictor(Protocol):
@@ -33,6 +40,8 @@ class Choose:
 
     labels: the same for every example; if empty, an example brings its own in its column `choices`.
     The end of the answer is not counted, so a label is not preferred because the model likes to stop after it.
+    shots: of those picked, as many stand before the question as fit, the last ones. per: the sum is divided by the
+    label's tokens or UTF-8 bytes, or not at all.
     """
 
     model: nn.Module
@@ -40,26 +49,44 @@ class Choose:
     template: Template
     labels: tuple[str, ...]
     context: int  # tokens that fit
-    shots: tuple[Example, ...] = ()
+    shots: Shots = no_shots
+    per: Length = "sum"
     budget: int = 8192
 
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
         offered = [self.labels or tuple(example.fields["choices"]) for example in examples]
-        rows = [self._row(e, label) for e, labels in zip(examples, offered, strict=True) for label in labels]
+        asked = [self._rows(example, labels) for example, labels in zip(examples, offered, strict=True)]
+        rows = [row for _, listed in asked for row in listed]
         heard = None if tick is None else _every(len(rows) / max(1, len(examples)), tick)
         values = iter(zip(rows, score(self.model, rows, self.codec.pad, budget=self.budget, tick=heard), strict=True))
-        return [_chosen(labels, list(islice(values, len(labels)))) for labels in offered]
+        return [
+            replace(_chosen(labels, list(islice(values, len(labels))), self.per), shots=shots)
+            for labels, (shots, _) in zip(offered, asked, strict=True)
+        ]
 
-    def _row(self, example: Example, label: str) -> Encoded:
-        pieces = replace(self.template, end="")(example, label, self.shots)
-        return _within(self.codec.encode(_without_end(pieces), example.where), self.context, self.codec)
+    def _rows(self, example: Example, labels: Sequence[str]) -> tuple[int, list[Encoded]]:
+        """How many shots fit, and a row for each label."""
+        shots = self.shots(example)
+        while True:
+            rows = [self._encoded(example, label, shots) for label in labels]
+            if not shots or all(max(len(row.ids), len(row.source)) <= self.context for row in rows):
+                return len(shots), [within(row, self.context, self.codec) for row in rows]
+            shots = shots[1:]
+
+    def _encoded(self, example: Example, label: str, shots: Sequence[Example]) -> Encoded:
+        pieces = replace(self.template, end="")(example, label, shots)
+        return self.codec.encode(_without_end(pieces), example.where)
 
 
-def _chosen(labels: Sequence[str], scored: Sequence[tuple[Encoded, float]]) -> Output:
-    scores = {label: value for label, (_, value) in zip(labels, scored, strict=True)}
+def _chosen(labels: Sequence[str], scored: Sequence[tuple[Encoded, float]], per: Length) -> Output:
+    scores = {label: value / _length(label, row, per) for label, (row, value) in zip(labels, scored, strict=True)}
     row = scored[0][0]
     prompt = row.source or row.ids[: row.scored.index(True)]
     return Output(max(scores, key=scores.__getitem__), scores, prompt_ids=prompt, truncated=row.truncated)
+
+
+def _length(label: str, row: Encoded, per: Length) -> int:
+    return {"sum": 1, "tokens": sum(row.scored), "bytes": len(label.encode())}[per]
 
 
 @dataclass(frozen=True)
@@ -73,13 +100,14 @@ class Generate:
     max_new: int
     sampler: Sampler | Beam = GREEDY
     stops: tuple[str, ...] = ()
-    shots: tuple[Example, ...] = ()
+    shots: Shots = no_shots
     seed: int = 0
     budget: int = 8192
 
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
         room = self.context if self.codec.reads else self.context - self.max_new
-        rows = [self._prompt(example, room) for example in examples]
+        asked = [fitting(self.codec, self.template, example, self.shots(example), room) for example in examples]
+        rows = [row for _, row in asked]
         stops = Stops(self.stops, self.codec.decode)
         written = generate(
             self.model,
@@ -101,12 +129,21 @@ class Generate:
                 prompt_ids=row.source or row.ids,
                 truncated=row.truncated,
                 finish=g.finish,
+                shots=shots,
             )
-            for g, row in zip(written, rows, strict=True)
+            for g, (shots, row) in zip(written, asked, strict=True)
         ]
 
-    def _prompt(self, example: Example, room: int) -> Encoded:
-        return prompt_row(self.codec, self.template(example, None, self.shots), room, example.where)
+
+def fitting(
+    codec: Codec, template: Template, example: Example, shots: Sequence[Example], room: int, lead: str = ""
+) -> tuple[int, Encoded]:
+    """How many of the last shots fit before the question, and the prompt with them. lead: how the answer begins."""
+    while True:
+        row = bare(codec, (*template(example, None, shots), Segment(lead, False)), example.where)
+        if not shots or max(len(row.ids), len(row.source)) <= room:
+            return len(shots), within(row, room, codec)
+        shots = shots[1:]
 
 
 @dataclass(frozen=True)
@@ -138,7 +175,7 @@ class Likelihood:
             bare = replace(self.codec, front=(), back=()).encode((Segment(example.text, True),), example.where)
             room = self.context - len(self.codec.front) - len(self.codec.back)
             return [self.codec.dressed(window) for window in windows(bare, room)]
-        return [_within(self.codec.encode(segments(example, self.template), example.where), self.context, self.codec)]
+        return [within(self.codec.encode(segments(example, self.template), example.where), self.context, self.codec)]
 
 
 def windows(row: Encoded, context: int) -> list[Encoded]:
@@ -157,13 +194,16 @@ def windows(row: Encoded, context: int) -> list[Encoded]:
 
 def prompt_row(codec: Codec, pieces: Sequence[Segment], room: int, where: str) -> Encoded:
     """The ids that a model is fed to answer: for training, evaluation, chat and serving alike."""
+    return within(bare(codec, pieces, where), room, codec)
+
+
+def bare(codec: Codec, pieces: Sequence[Segment], where: str) -> Encoded:
+    """The ids of a prompt, spelled as they are before an answer."""
     row = codec.encode((*pieces, Segment("?", True)), where)
     if row.source:
-        bare = row._replace(ids=(), scored=())
-    else:
-        end = row.scored.index(True)
-        bare = row._replace(ids=row.ids[:end], scored=row.scored[:end])
-    return _within(bare, room, codec)
+        return row._replace(ids=(), scored=())
+    end = row.scored.index(True)
+    return row._replace(ids=row.ids[:end], scored=row.scored[:end])
 
 
 def _without_end(pieces: Sequence[Segment]) -> list[Segment]:
@@ -173,7 +213,7 @@ def _without_end(pieces: Sequence[Segment]) -> list[Segment]:
     return list(pieces[: first + 1])
 
 
-def _within(row: Encoded, room: int, codec: Codec) -> Encoded:
+def within(row: Encoded, room: int, codec: Codec) -> Encoded:
     """The row itself, or with the oldest part of its prompt left out (counted in `truncated`)."""
     if max(len(row.ids), len(row.source)) <= room:
         return row

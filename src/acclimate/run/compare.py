@@ -39,11 +39,12 @@ from acclimate.run.carry import (
     parameters,
     with_threshold,
 )
+from acclimate.run.dev import chooses, on_dev
 from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, general, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare
 from acclimate.run.rungs import Comparison, Rung, Untuned, dump
-from acclimate.run.search import Searched, Trial, chooses, halve, label_loss, on_dev
+from acclimate.run.search import Searched, Trial, halve, label_loss
 from acclimate.run.train import Spent, train
 from acclimate.run.write import spent_table
 from acclimate.training.checkpoint import atomic_write
@@ -213,7 +214,8 @@ def _fitted(bench: Bench, method: Fits, given: Prepared) -> dict[str, Any]:
         measured = rows_of(metrics, dict.fromkeys(asked_for, outputs), examples)
         asked = {"answers": Answers(measured, (), ()).json(), "task_seconds": time.perf_counter() - begun}
         counts = {**parameters(given.model), "trainable_parameters": int(getattr(predictor, "parameters", 0))}
-        runs.append(_seed(seed, spent, 0, counts, {}, {**asked, "forgetting_seconds": 0.0}))
+        shown = predictor.learned(outputs) if hasattr(predictor, "learned") else {}
+        runs.append({**_seed(seed, spent, 0, counts, {}, {**asked, "forgetting_seconds": 0.0}), "learned": shown})
     return {"rate": None, "search": Searched(0.0, ()).json(), "seeds": runs}
 
 

@@ -4,16 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
-from acclimate.data.examples import Example, Output
+from acclimate.data.examples import Example
 from acclimate.data.vectors import Vectors, fasttext, glove, word2vec
 from acclimate.errors import RecipeError
 from acclimate.evaluation.classifier import Chosen, Classify, Embedded, Kind, choose_classifier
-from acclimate.evaluation.evaluate import kinds, rows_of
 from acclimate.models.features import Pool, cached_features, encoded
-from acclimate.run.measure import metrics_of
+from acclimate.run.measure import headline
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.codec import Codec
 
@@ -55,7 +53,7 @@ def fit_features(prepared: Prepared, spec: Features, seed: int = 0) -> tuple[Cla
         (asked.rows, [row.target for row in dev]),
         labels,
         spec.classifier,
-        lambda outputs: _headline(prepared, outputs, dev),
+        lambda outputs: headline(prepared, outputs, dev),
     )
     return Classify(embed, prepared.template, chosen.classifier), _facts(chosen, asked)
 
@@ -106,14 +104,6 @@ def _labelled(rows: Sequence[Any]) -> list[Example]:
         if not (isinstance(row, Example) and row.target):
             raise RecipeError(f"{row.where} is a {type(row).__name__} without a label; method features needs labels.")
     return list(rows)
-
-
-def _headline(prepared: Prepared, outputs: Sequence[Output], examples: Sequence[Example]) -> float:
-    """The task's first metric, turned so that more is better."""
-    metric = metrics_of(prepared)[0]
-    asked = dict.fromkeys(kinds([metric], prepared.recipe.task.labels), outputs)
-    value = metric.combine(np.array(rows_of([metric], asked, examples).rows[metric.name], np.float64))
-    return value if metric.higher_is_better else -value
 
 
 def _facts(chosen: Chosen, dev: Embedded) -> dict[str, Any]:

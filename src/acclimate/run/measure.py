@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from acclimate.data.examples import Document, Example, Output, Tagged
@@ -56,6 +57,14 @@ def metrics_of(prepared: Prepared) -> tuple[Metric, ...]:
     labels = prepared.recipe.task.labels
     names = prepared.recipe.task.metrics or _default(prepared)
     return choose(names, labels or None)
+
+
+def headline(prepared: Prepared, outputs: Sequence[Output], examples: Sequence[Example]) -> float:
+    """The task's first metric of these answers, turned so that more is better: what a choice on dev goes by."""
+    metric = metrics_of(prepared)[0]
+    asked = dict.fromkeys(kinds([metric], prepared.recipe.task.labels), outputs)
+    value = metric.combine(np.array(rows_of([metric], asked, examples).rows[metric.name], np.float64))
+    return value if metric.higher_is_better else -value
 
 
 def _default(prepared: Prepared) -> tuple[str, ...]:

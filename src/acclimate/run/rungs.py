@@ -14,6 +14,8 @@ from acclimate.errors import RecipeError, unknown
 from acclimate.methods import METHODS, LoRA
 from acclimate.recipe import Recipe, build, check, compose, laid_over, overlay, plain, text_of
 from acclimate.run.feature_rung import Features
+from acclimate.run.prompt_rung import ChainOfThought, FewShot
+from acclimate.run.prompt_search import PromptSearch
 
 OWN = ("rungs", "search", "seeds", "picture")  # entries that a run recipe has not
 # What no rung may change: they are compared on one base, one test and the same seeds.
@@ -28,7 +30,14 @@ class Untuned:
         """Opens and attaches nothing."""
 
 
-WAYS: dict[str, type] = {**METHODS, "features": Features, "none": Untuned}
+WAYS: dict[str, type] = {
+    **METHODS,
+    "none": Untuned,
+    "few_shot": FewShot,
+    "chain_of_thought": ChainOfThought,
+    "prompt_search": PromptSearch,
+    "features": Features,
+}
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from acclimate.data.examples import Output
-from acclimate.data.split import overlap, plain
-from acclimate.errors import DataError, TrainingError
-from acclimate.evaluation.evaluate import kinds
-from acclimate.run.measure import metrics_of
-from acclimate.run.prepare import Prepared, limited
+from acclimate.errors import TrainingError
 from acclimate.run.rungs import Search
-from acclimate.run.write import asked
 
 
 @dataclass(frozen=True)
@@ -58,12 +53,6 @@ def _logsumexp(values: Iterable[float]) -> float:
     return top + math.log(sum(math.exp(value - top) for value in listed))
 
 
-def chooses(prepared: Prepared) -> bool:
-    """Whether the model answers with the likeliest of the task's labels, so that its answers hold their loss."""
-    labels = prepared.recipe.task.labels
-    return bool(labels) and prepared.head is None and "labels" in kinds(metrics_of(prepared), labels)
-
-
 Try = Callable[[int, float, int], Trial]  # (round from 0, rate, steps) → what came of it
 
 
@@ -98,30 +87,3 @@ def halve(rates: Sequence[float], steps: int, given: Search, higher_is_better: b
             raise TrainingError(f"No rate of the search trains well. {trials[0].failed}")
         left = [trial.rate for trial in best[: max(1, math.floor(count * given.keep))]]
     return Searched(left[0], tuple(done))
-
-
-def on_dev(prepared: Prepared, rows: int) -> Prepared:
-    """The same inputs with dev in the place of test, and at most `rows` of it; nothing of test is left in them.
-
-    Where the answers to dev hold a loss, no row is left to take it from apart: the rows would be read twice.
-
-    Dev rows whose prompt is in test as well are left out: to choose by them would be to choose by test.
-    Raises DataError where that leaves none.
-    """
-    dev, test = prepared.parts.dev, prepared.parts.test
-
-    def prompt(row: Any) -> str:
-        return plain(asked(prepared, row))
-
-    shared = set(overlap(dev.rows, test.rows, prompt))
-    chosen = limited([row for row in dev.rows if prompt(row) not in shared], rows, prompt)
-    if not chosen:
-        raise DataError(
-            f"The search has no dev rows: {len(dev.rows)} are given and {len(shared)} of their prompts are in test as well. "
-            "Give data.dev other rows, or leave it empty to hold some of the training rows out."
-        )
-    places = set() if chooses(prepared) else {row.where for row in chosen}
-    part, fitted = replace(dev, rows=chosen), [row for row in prepared.dev.rows if row.where in places]
-    recipe = replace(prepared.recipe, evaluation=replace(prepared.recipe.evaluation, forgetting=False))
-    parts = replace(prepared.parts, dev=part, test=part)
-    return replace(prepared, recipe=recipe, parts=parts, dev=prepared.dev._replace(rows=fitted))
