@@ -141,7 +141,7 @@ def test_every_rung_had_the_same_budget(finished):
 def test_the_rate_chosen_is_the_best_on_dev_and_the_curve_is_of_it(finished):
     for row in read(finished)["rows"][:2]:
         (trials,) = row["search"]["rounds"]
-        best = max(trials, key=lambda trial: (trial["score"], -trial["loss"]))
+        best = max(trials, key=lambda trial: (-trial["loss"], trial["score"]))
         assert row["rate"] == best["rate"]
         assert [step for step, _ in row["curve"]["train"]] == list(range(1, 9))
         assert row["curve"]["dev"]

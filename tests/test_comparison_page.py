@@ -194,7 +194,7 @@ def test_the_table_holds_every_row_in_order_and_what_to_sort_by(found):
 def test_the_search_shows_every_trial_and_marks_the_chosen_one(found):
     page = comparison_page(found)
     assert "0.0002: ill" in page
-    assert re.search(r"0\.001: <b>0\.712</b>", page)
+    assert re.search(r"0\.001: <b>0\.712 \(0\.300\)</b>", page)
 
 
 def test_lines_for_a_terminal_hold_the_same_table(found):

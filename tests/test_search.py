@@ -67,6 +67,13 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_smaller_rate():
     assert ranked([trial(1.0, 0.5, None), trial(2.0, 0.5, 9.0)], True)[0].rate == 2.0
 
 
+def test_by_loss_the_score_only_breaks_ties():
+    assert ranked([trial(1.0, 0.9, 0.5), trial(2.0, 0.5, 0.3)], True, by_loss=True)[0].rate == 2.0
+    assert ranked([trial(1.0, 0.5, 0.3), trial(2.0, 0.9, 0.3)], True, by_loss=True)[0].rate == 2.0
+    found = halve((1.0, 2.0), 4, Search(), True, lambda n, rate, s: trial(rate, 1 / rate, 1 / rate), by_loss=True)
+    assert found.rate == 2.0
+
+
 def test_a_rate_that_makes_the_training_ill_never_wins():
     found = halve((1.0, 2.0), 4, Search(), False, lambda n, rate, s: trial(rate, None if rate == 1.0 else 0.1))
     assert found.rate == 2.0

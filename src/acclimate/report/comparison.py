@@ -329,6 +329,11 @@ def _curve(row: Row) -> dict[str, Any]:
     return {"name": called(row, 40), "chart": charts.curve(shown, ends, ("step", "loss"), label, floor=floor)}
 
 
+def _tried(trial: Mapping[str, Any], places: int) -> str:
+    loss = finite(trial["loss"])
+    return fixed(trial["score"], places) + ("" if loss is None else f" ({fixed(loss, 3)})")
+
+
 def _search(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every trial of every rung, the rate that was chosen marked."""
     rows = []
@@ -337,7 +342,7 @@ def _search(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             tried = [
                 (
                     number(t["rate"]),
-                    "ill" if t["score"] is None else fixed(t["score"], _places(found)),
+                    "ill" if t["score"] is None else _tried(t, _places(found)),
                     t["rate"] == row["rate"],
                 )
                 for t in trials

@@ -253,7 +253,8 @@ def _search(bench: Bench, rung: Rung, given: Prepared) -> Searched:
             note(path, vars(trial))
         return Trial(**read(path))
 
-    return halve(rung.rates, rung.training.steps, bench.comparison.search, metric.higher_is_better, attempt)
+    steps, given_search = rung.training.steps, bench.comparison.search
+    return halve(rung.rates, steps, given_search, metric.higher_is_better, attempt, by_loss=chooses(dev))
 
 
 def _trial(bench: Bench, given: Prepared, folder: Path) -> Trial:

@@ -58,6 +58,8 @@ class Rung(Recipe):
 class Search:
     """How every rung's learning rate is chosen, on dev alone: successive halving, the same budget for each.
 
+    By the loss among the labels, where the model chooses one; else by the task's first metric.
+
     Jamieson & Talwalkar 2016, arXiv:1502.07943, figure 3: every round trains what is left, keeps its better part and
     gives that more steps. Here a round begins each training anew, because the schedule of a rate spans its steps.
     """

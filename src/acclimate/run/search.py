@@ -69,20 +69,35 @@ def rounds(rates: int, steps: int, given: Search) -> list[tuple[int, int]]:
     return found
 
 
-def ranked(trials: Sequence[Trial], higher_is_better: bool) -> list[Trial]:
-    """Best first: by score, then by loss, then the smaller rate; those that fell ill are left out."""
+def ranked(trials: Sequence[Trial], higher_is_better: bool, by_loss: bool = False) -> list[Trial]:
+    """Best first: by score, then by loss, then the smaller rate; by loss first where asked. The ill ones are left out."""
     sign = -1 if higher_is_better else 1
-    well = [trial for trial in trials if trial.score is not None]
-    return sorted(well, key=lambda t: (sign * (t.score or 0.0), math.inf if t.loss is None else t.loss, t.rate))
+
+    def key(trial: Trial) -> tuple[float, float, float]:
+        score, loss = sign * (trial.score or 0.0), math.inf if trial.loss is None else trial.loss
+        return (loss, score, trial.rate) if by_loss else (score, loss, trial.rate)
+
+    return sorted((trial for trial in trials if trial.score is not None), key=key)
 
 
-def halve(rates: Sequence[float], steps: int, given: Search, higher_is_better: bool, attempt: Try) -> Searched:
-    """Successive halving of `rates`. Raises TrainingError where every rate of a round makes the training ill."""
+def halve(
+    rates: Sequence[float],
+    steps: int,
+    given: Search,
+    higher_is_better: bool,
+    attempt: Try,
+    by_loss: bool = False,
+) -> Searched:
+    """Successive halving of `rates`. Raises TrainingError where every rate of a round makes the training ill.
+
+    by_loss: a few steps into a training a model may still prefer one label, and which one it is decides its accuracy on
+    few rows; the loss among the labels, a proper score, tells rates apart long before.
+    """
     left, done = list(rates), []
     for number, (count, length) in enumerate(rounds(len(left), steps, given)):
         trials = tuple(attempt(number, rate, length) for rate in left[:count])
         done.append(trials)
-        best = ranked(trials, higher_is_better)
+        best = ranked(trials, higher_is_better, by_loss)
         if not best:
             raise TrainingError(f"No rate of the search trains well. {trials[0].failed}")
         left = [trial.rate for trial in best[: max(1, math.floor(count * given.keep))]]
