@@ -133,7 +133,9 @@ def test_the_verdict_names_the_best_what_is_level_with_it_and_the_cheapest(found
         "It has 0.900 (95 % interval 0.850 to 0.950) on 200 held-out examples that the search never saw; the base model "
         "under the template has 0.600 (+0.300, p = 0.01)."
     )
-    assert said[1].startswith("Not clearly different from it, by a paired interval that holds zero: LoRA; 1 is clearly")
+    assert said[1].startswith(
+        "Not clearly different from it (the paired interval holds zero, or p is 0.05 or more): LoRA; 1 is"
+    )
     assert said[2] == "Of these LoRA trains least: 0.40 % of the weights."
     assert said[-1] == "Not carried out: <b>did</b>."
 
@@ -141,6 +143,13 @@ def test_the_verdict_names_the_best_what_is_level_with_it_and_the_cheapest(found
 def test_no_lead_is_claimed_over_the_base_where_there_is_none(found):
     found["rows"][2]["difference"]["base"]["accuracy"] = gap(0.01, 0.05, 0.7)
     assert "no clear difference (+0.010, p = 0.70)" in sentences(found)[0]
+
+
+def test_behind_means_by_its_interval_and_by_p(found):
+    found["rows"][1]["difference"]["best"]["accuracy"] = {"value": -0.03, "low": -0.06, "high": -0.001, "p": 0.07}
+    assert ": LoRA; 1 is clearly behind" in sentences(found)[1]
+    found["rows"][1]["difference"]["best"]["accuracy"]["p"] = 0.03
+    assert sentences(found)[1] == "All others are clearly behind it."
 
 
 def test_a_row_that_is_behind_is_not_called_level(found):

@@ -24,7 +24,7 @@ from acclimate.report.figures import (
     size,
     spoken,
 )
-from acclimate.report.page import environment, printable
+from acclimate.report.page import environment, printable, source_of
 
 SHOWN = 3  # metrics that have a column
 
@@ -48,7 +48,7 @@ def comparison_page(found: Mapping[str, Any]) -> str:
         .get_template("comparison.html.j2")
         .render(
             model=clean(found["model"], 80),
-            source=clean(Path(str(at(found, "data", "train", "name") or "")).name, 80),
+            source=source_of(found),
             headline=headline(found),
             sentences=sentences(found),
             warnings=[clean(each, 500) for each in found["warnings"][:20]],
@@ -123,7 +123,7 @@ def _against_base(found: Mapping[str, Any]) -> str:
     told = f"{scored} that the search never saw; the base model under the template has {fixed(before['value'], places)}"
     p = probability(change["p"])
     evidence = f"{fixed(change['value'], places, sign=True)}, p {p if p.startswith('<') else f'= {p}'}"
-    if change["low"] <= 0 <= change["high"]:
+    if not _clear(change):
         return f"{told}, which is no clear difference ({evidence})."
     return f"{told} ({evidence})."
 
@@ -140,12 +140,17 @@ def _level(found: Mapping[str, Any], level: Sequence[Row], rows: Sequence[Row]) 
     names = ", ".join(called(row) for row in level)
     behind = len(rows) - len(level)
     rest = f"; {behind} {'is' if behind == 1 else 'are'} clearly behind" if behind else ""
-    return f"Not clearly different from it, by a paired interval that holds zero: {names}{rest}."
+    return f"Not clearly different from it (the paired interval holds zero, or p is 0.05 or more): {names}{rest}."
 
 
 def _is_level(found: Mapping[str, Any], row: Row) -> bool:
     change = at(row, "difference", "best", found["task"]["metrics"][0])
-    return change is not None and change["low"] <= 0 <= change["high"]
+    return change is not None and not _clear(change)
+
+
+def _clear(change: Mapping[str, Any]) -> bool:
+    """Both ways of asking agree: the interval of the paired difference misses zero, and p is below 0.05."""
+    return not change["low"] <= 0 <= change["high"] and change["p"] < 0.05
 
 
 def called(row: Row, limit: int = 60) -> str:

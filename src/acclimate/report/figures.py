@@ -27,6 +27,15 @@ _PROPER = {
     "said": "SAID",
     "none": "the prompt only",
     "full": "full fine-tuning",
+    "houlsby": "Houlsby adapters",
+    "pfeiffer": "Pfeiffer adapters",
+    "parallel": "parallel adapters",
+    "scaled_parallel": "scaled parallel adapters",
+    "prefix": "prefix tuning",
+    "prompt": "prompt tuning",
+    "preembed": "PreEmbed",
+    "prelayer": "PreLayer",
+    "vera": "VeRA",
     "head": "head-only training",
     "lm": "language modelling",
 }
@@ -119,16 +128,13 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def pair(first: float, second: float) -> tuple[str, str]:
-    """Two numbers with as many digits as it takes to tell them apart (three at least, six at most).
+    """Two numbers with three digits, or four where it takes as many to tell them apart.
 
-    >>> pair(21.3, 21.94), pair(21.34, 21.31)
-    (('21.3', '21.9'), ('21.34', '21.31'))
+    >>> pair(21.3, 21.94), pair(21.34, 21.31), pair(33.59381, 33.59379)
+    (('21.3', '21.9'), ('21.34', '21.31'), ('33.6', '33.6'))
     """
-    for digits in (3, 4, 5):
-        texts = number(first, digits), number(second, digits)
-        if texts[0] != texts[1]:
-            return texts
-    return number(first, 6 if first != second else 3), number(second, 6 if first != second else 3)
+    three, four = ((number(first, digits), number(second, digits)) for digits in (3, 4))
+    return four if three[0] == three[1] and four[0] != four[1] else three
 
 
 def probability(p: float | None) -> str:

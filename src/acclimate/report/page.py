@@ -29,7 +29,7 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
         .render(
             model=clean(report.get("model", "model"), 80),
             method=spoken(report.get("method", "adaptation")),
-            source=_source(report),
+            source=source_of(report),
             objective=spoken(report.get("objective", "")),
             verdict=verdict(report),
             warnings=[clean(each, 500) for each in (report.get("warnings") or [])[:20]],
@@ -65,7 +65,7 @@ def environment() -> Environment:
     return made
 
 
-def _source(report: Mapping[str, Any]) -> str:
+def source_of(report: Mapping[str, Any]) -> str:
     """The training data by the name that its user gave, without folders."""
     named = at(report, "recipe", "data", "train") or at(report, "data", "train", "name") or ""
     return clean(re.split(r"[/\\]", str(named).rstrip("/\\"))[-1], 80)
