@@ -239,8 +239,8 @@ BUGS = {
         "G11",
         "trl#3910",
         "tokens/batch.py",
-        "positions = torch.cat([torch.arange(n) for n in (*lengths, filler)])[None]",
-        "positions = torch.arange(sum(lengths) + filler)[None]",
+        "positions = torch.cat(counted)[None]",
+        "positions = torch.arange(ids.shape[1])[None]",
         "test_batches.py::test_packed_equals_padded_and_a_document_cannot_move_its_neighbour",
     ),
     "the last bin of every pass over the data is lost": Bug(
