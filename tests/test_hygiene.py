@@ -180,7 +180,8 @@ def test_tags_of_yaml_run_nothing(home, tmp_path, canary, line):
 
 
 def test_rows_that_look_like_templates_are_text(home, tmp_path, canary):
-    rows = [{"text": f"{planted(ESCAPES[0], canary)} {n}", "label": ("bad", "good")[n % 2]} for n in range(40)]
+    # The texts hold a path that is another one each time, and so does the split by their hash: rows enough for any.
+    rows = [{"text": f"{planted(ESCAPES[0], canary)} {n}", "label": ("bad", "good")[n % 2]} for n in range(160)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["run", str(home / "recipe.yaml"), f"data.train={tmp_path}/rows.jsonl", "training.steps=1"]
     app([*words, "--out", str(tmp_path / "run"), "--quiet"], standalone_mode=False)
