@@ -14,9 +14,23 @@ from safetensors.torch import load_file
 
 from acclimate.cli.main import app
 from acclimate.errors import AcclimateError
+from acclimate.tokens.codec import codec
 from tests import spelling, tiny
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def reader():
+    """A tokenizer's conventions, without a chat format."""
+    return codec(spelling.byte_level(template=None))
+
+
+@pytest.fixture(scope="module")
+def model(reader):
+    """A small model in float64 that reads what `reader` spells."""
+    torch.manual_seed(0)
+    return tiny.llama(vocab=len(reader.tokenizer)).double().eval()
 
 
 @pytest.fixture(scope="session")

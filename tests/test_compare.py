@@ -452,7 +452,9 @@ def test_prompts_stand_in_the_same_table(home, tmp_path):
 
 
 def test_prompts_that_cannot_be_made_are_refused(home, tmp_path):
-    rungs = "[{method: none}, {method: {name: chain_of_thought, shots: 2}}, {name: less, method: {name: few_shot, shots: -1}}]"
+    rungs = "[{method: none}, {method: {name: chain_of_thought, shots: 2}}, {name: less, method: {name: few_shot, shots: -1}}, "
+    rungs += "{name: both, method: {name: few_shot, pick: nearest, calibrate: true}}]"
     rows = made(home, tmp_path / "out", recipe(home, tmp_path / "refused.yaml", rungs))["rows"]
     assert "need a column `rationale`" in rows[1]["failed"]
     assert "shots is -1; it must be 0 or more" in rows[2]["failed"]
+    assert "with pick nearest every question has another" in rows[3]["failed"]

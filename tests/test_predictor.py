@@ -7,8 +7,7 @@ from acclimate.data.examples import Document, Example
 from acclimate.data.template import Template
 from acclimate.errors import DataError
 from acclimate.evaluation.predictor import Choose, Generate, Likelihood, windows
-from acclimate.tokens.codec import Encoded, codec
-from tests import spelling, tiny
+from acclimate.tokens.codec import Encoded
 
 
 @pytest.mark.parametrize("context", [4, 5, 8])
@@ -23,17 +22,6 @@ def test_every_token_is_scored_once_with_half_a_context_before_it(context, lengt
         if window.ids[0] > 0:
             assert min(places) >= context // 2
     assert seen == list(range(1, length))
-
-
-@pytest.fixture(scope="module")
-def reader():
-    return codec(spelling.byte_level(template=None))
-
-
-@pytest.fixture(scope="module")
-def model(reader):
-    torch.manual_seed(0)
-    return tiny.llama(vocab=len(reader.tokenizer)).double().eval()
 
 
 def test_perplexity_of_a_long_text_equals_a_slow_sliding_loop(model, reader):

@@ -70,6 +70,14 @@ def test_halving_by_hand(base, monkeypatch) -> None:
     assert told["spread of those that went first"]["lowest"] == 0.0
 
 
+def test_one_that_is_left_is_not_asked_again(base, monkeypatch) -> None:
+    monkeypatch.setattr(
+        prompt_search, "_predictor", lambda prepared, text: lambda e, tick=None: [Output("?") for _ in e]
+    )
+    assert searched(on_dev(base, 8), base, ["a", "b", "c"]).asked == 3 * 8
+    assert searched(on_dev(base, 8), base, ["a", "b", "c", "d", "e"]).asked == 5 * 4 + 2 * 8
+
+
 def test_the_search_is_seeded_counts_and_never_sees_test(base, monkeypatch) -> None:
     method = PromptSearch("Say whether it is good.", candidates=3, rows=4)
     replies = iter(["Tell me.", "Tell me.", "Use {this}", "Judge it."] * 99)

@@ -7,8 +7,9 @@ import pytest
 
 from acclimate.data.examples import Output
 from acclimate.errors import RecipeError, TrainingError
+from acclimate.run.dev import rounds
 from acclimate.run.rungs import Comparison, Search, Untuned, changes, dump, parse, slug
-from acclimate.run.search import Trial, halve, label_loss, ranked, rounds
+from acclimate.run.search import Trial, halve, label_loss, ranked
 
 TEXT = """
 model: m
@@ -29,15 +30,15 @@ def trial(rate, score, loss=1.0, steps=1):
 
 
 def test_rounds_halve_the_rates_and_double_the_steps():
-    assert rounds(8, 40, Search(keep=0.5, share=0.125)) == [(8, 5), (4, 10), (2, 20)]
-    assert rounds(9, 30, Search(keep=0.34, share=0.1)) == [(9, 3), (3, 9)]
-    assert rounds(3, 12, Search(keep=0.5, share=0.25)) == [(3, 3)]
-    assert rounds(1, 12, Search()) == []
-    assert rounds(8, 10, Search(keep=0.5, share=1.0)) == [(8, 10), (4, 10), (2, 10)]
+    assert rounds(8, 40, 0.5, 0.125) == [(8, 5), (4, 10), (2, 20)]
+    assert rounds(9, 30, 0.34, 0.1) == [(9, 3), (3, 9)]
+    assert rounds(3, 12, 0.5, 0.25) == [(3, 3)]
+    assert rounds(1, 12, 0.5, 0.25) == []
+    assert rounds(8, 10, 0.5, 1.0) == [(8, 10), (4, 10), (2, 10)]
 
 
 def test_every_round_costs_about_as_much_as_the_one_before():
-    assert {count * steps for count, steps in rounds(8, 80, Search(keep=0.5, share=0.125))} == {80}
+    assert {count * steps for count, steps in rounds(8, 80, 0.5, 0.125)} == {80}
 
 
 def test_the_better_half_goes_on_and_the_best_is_chosen():

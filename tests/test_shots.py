@@ -4,14 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from acclimate.data.examples import Example, Output
 from acclimate.data.template import Template
 from acclimate.evaluation.predictor import Choose, Generate
 from acclimate.evaluation.shots import Calibrated, Fixed, Nearest, calibrated, drawn, mean_shares, told, without_content
 from acclimate.tokens.codec import codec
-from tests import spelling, tiny
+from tests import spelling
 
 LABELS = ("bad", "good")
 PLAIN = Template("{{ text }} is")
@@ -63,17 +62,6 @@ def test_the_nearest_come_last_by_hand() -> None:
     nearest = Nearest(rows, vectors, {"d": np.array([2.0, 0.0])}, ask, 2)
     assert [ask(row) for row in nearest(example("d"))] == ["b", "c"]
     assert [ask(row) for row in Nearest(rows, vectors, {"d": np.zeros(2)}, ask, 9)(example("d"))] == ["c", "b", "a"]
-
-
-@pytest.fixture(scope="module")
-def reader():
-    return codec(spelling.byte_level(template=None))
-
-
-@pytest.fixture(scope="module")
-def model(reader):
-    torch.manual_seed(0)
-    return tiny.llama(vocab=len(reader.tokenizer)).double().eval()
 
 
 def test_as_many_shots_as_fit_the_last_ones_and_how_many_is_told(model, reader) -> None:

@@ -54,14 +54,16 @@ class Chain:
 
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
         given = [example for example in examples for _ in range(self.chains)]
-        outputs = self._answered(given, self._reasoned(given, tick))
+        if any(self.shots(example) for example in examples):
+            outputs = [stated(output, self.labels) for output in self._reasoned(given, "", tick)]
+        else:
+            outputs = (self._scored if self.labels else self._finished)(given, self._reasoned(given, STEPS, tick))
         if tick is not None:
             tick(len(examples))
         return [vote(outputs[i : i + self.chains]) for i in range(0, len(outputs), self.chains)]
 
-    def _reasoned(self, examples: Sequence[Example], tick: Tick | None) -> list[Output]:
-        """What is written after each question."""
-        lead = "" if examples and self.shots(examples[0]) else STEPS
+    def _reasoned(self, examples: Sequence[Example], lead: str, tick: Tick | None) -> list[Output]:
+        """What is written after each question, which `lead` begins."""
         room = self.context if self.codec.reads else self.context - self.max_new - TAIL
         asked = [fitting(self.codec, self.template, e, self.shots(e), room, self._lead(e, lead)) for e in examples]
         texts = self._write([row for _, row in asked], self.max_new, self.sampler, tick)
@@ -92,11 +94,6 @@ class Chain:
     def _lead(self, example: Example, text: str) -> str:
         """`text` as it continues the question; in a chat the answer begins with it."""
         return text if self.template.chat is not None else spaced(self.template.question(example), text)
-
-    def _answered(self, examples: Sequence[Example], reasoned: Sequence[Output]) -> list[Output]:
-        if reasoned and reasoned[0].rationale.startswith(STEPS) and not reasoned[0].shots:
-            return (self._scored if self.labels else self._finished)(examples, reasoned)
-        return [stated(output, self.labels) for output in reasoned]
 
     def _scored(self, examples: Sequence[Example], reasoned: Sequence[Output]) -> list[Output]:
         """Kojima's second prompt, with the labels in the place of what a parser would have to find."""

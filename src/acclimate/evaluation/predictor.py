@@ -1,10 +1,11 @@
 """Whatever answers: a prompted model, a tuned one, a remote one, a person. Evaluation never knows which."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol
 
+import numpy as np
 from torch import nn
 
 from acclimate.data.examples import Conversation, Document, Example, Output
@@ -83,6 +84,12 @@ def _chosen(labels: Sequence[str], scored: Sequence[tuple[Encoded, float]], per:
     row = scored[0][0]
     prompt = row.source or row.ids[: row.scored.index(True)]
     return Output(max(scores, key=scores.__getitem__), scores, prompt_ids=prompt, truncated=row.truncated)
+
+
+def log_shares(scores: Mapping[str, float]) -> dict[str, float]:
+    """Natural log of each label's share of what all labels have: a log softmax of their scores."""
+    whole = np.logaddexp.reduce(list(scores.values()))
+    return {label: float(score - whole) for label, score in scores.items()}
 
 
 def _length(label: str, row: Encoded, per: Length) -> int:

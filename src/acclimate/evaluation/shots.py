@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from acclimate.data.examples import Example, Output
-from acclimate.evaluation.predictor import Tick
+from acclimate.evaluation.predictor import Tick, log_shares
 
 Ask = Callable[[Example], str]  # the text of a question
 
@@ -95,20 +95,16 @@ def without_content(example: Example, text: str) -> Example:
 
 def mean_shares(outputs: Sequence[Output]) -> dict[str, float]:
     """The mean over outputs of each label's share of the labels' probability."""
-    shares = [_logs(output.scores) for output in outputs]
+    shares = [log_shares(output.scores) for output in outputs]
     return {label: float(np.mean([np.exp(share[label]) for share in shares])) for label in shares[0]} if shares else {}
 
 
 def calibrated(output: Output, bias: Mapping[str, float]) -> Output:
     """The output with each label's share divided by its `bias`; scores are natural logs of shares again."""
-    scores = _logs({label: log - np.log(max(bias[label], LEAST)) for label, log in _logs(output.scores).items()})
+    scores = log_shares(
+        {label: log - np.log(max(bias[label], LEAST)) for label, log in log_shares(output.scores).items()}
+    )
     return replace(output, text=max(scores, key=scores.__getitem__), scores=scores)
-
-
-def _logs(scores: Mapping[str, float]) -> dict[str, float]:
-    """Log softmax."""
-    whole = np.logaddexp.reduce(list(scores.values()))
-    return {label: float(score - whole) for label, score in scores.items()}
 
 
 def told(outputs: Sequence[Output], asked: int) -> dict[str, dict[str, dict[str, float]]]:

@@ -80,7 +80,10 @@ class Fits(Protocol):
     """A way that does not tune the model: it fits a predictor of its own, such as a classifier on cached features."""
 
     def fit_predictor(self, prepared: Any, seed: int) -> Any:
-        """A predictor of the rows of prepared.parts, which may say in `parameters` how many numbers it fitted."""
+        """A predictor of the rows of prepared.parts.
+
+        It may say in `parameters` how many numbers it fitted, and in `learned(outputs)` what it has to show of them.
+        """
 
 
 def bench(comparison: Comparison, out: Path, stop: Stop, voice: Voice) -> Bench:

@@ -1,5 +1,6 @@
 """What may be chosen by: dev rows in the place of test, and nothing of test."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,22 @@ from acclimate.evaluation.evaluate import kinds
 from acclimate.run.measure import metrics_of
 from acclimate.run.prepare import Prepared, limited
 from acclimate.run.write import asked
+
+
+def rounds(candidates: int, most: int, keep: float, share: float) -> list[tuple[int, int]]:
+    """Successive halving: (candidates, budget of each) of every round. It depends on no result.
+
+    most: what a candidate may have at most (steps, rows). share: of it, in the first round; later rounds have 1 / keep
+    times more, and the share `keep` of the candidates, rounded down, one at least.
+
+    >>> rounds(4, 40, 0.5, 0.25), rounds(3, 12, 0.5, 1.0), rounds(1, 40, 0.5, 0.25)
+    ([(4, 10), (2, 20)], [(3, 12)], [])
+    """
+    found: list[tuple[int, int]] = []
+    while candidates > 1:
+        found.append((candidates, min(most, math.ceil(most * share / keep ** len(found)))))
+        candidates = max(1, math.floor(candidates * keep))
+    return found
 
 
 def chooses(prepared: Prepared) -> bool:

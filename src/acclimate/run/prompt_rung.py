@@ -76,6 +76,11 @@ class FewShot:
         _check(self.shots, "shots", 0)
         if not task.labels and (self.calibrate or self.per != "sum"):
             raise RecipeError("few_shot: calibrate and per are about labels, and this task has none.")
+        if self.calibrate and self.shots and self.pick == "nearest":
+            raise RecipeError(
+                "few_shot: calibrate takes off what one prompt alone suggests, and with pick nearest every question has "
+                "another; pick balanced or random."
+            )
 
         def make(given: Shots) -> Predictor:
             common = (prepared.model, prepared.codec, prepared.template)

@@ -11,7 +11,7 @@ from acclimate.errors import RecipeError
 from acclimate.evaluation.predictor import Choose, Generate, Predictor, Tick, prompt_row
 from acclimate.generation.decode import generate
 from acclimate.generation.samplers import Sample
-from acclimate.run.dev import on_dev
+from acclimate.run.dev import on_dev, rounds
 from acclimate.run.learned import Learned
 from acclimate.run.measure import headline
 from acclimate.run.prepare import Prepared
@@ -116,17 +116,15 @@ class Worded:
 
 def searched(dev: Prepared, prepared: Prepared, texts: Sequence[str]) -> Worded:
     """Successive halving of instructions on the rows that `dev` has in the place of test."""
-    rows = dev.parts.test.rows
-    rounds = max(1, math.ceil(math.log2(len(texts))))
-    left, done, asked = list(texts), {}, 0
-    for number in range(rounds):
-        count = max(1, math.ceil(len(rows) / 2 ** (rounds - 1 - number)))
-        part = rows[:count]
-        for text in left:
+    rows, left, done, asked = dev.parts.test.rows, list(texts), {}, 0
+    first = 0.5 ** (math.floor(math.log2(len(texts))) - 1)  # so that the last round has all rows
+    for count, some in rounds(len(texts), len(rows), keep=0.5, share=first):
+        part = rows[:some]
+        for text in left[:count]:
             outputs = _predictor(prepared, text)(part)
-            done[text] = Wording(text, headline(prepared, outputs, part), count)
-        asked += count * len(left)
-        left = sorted(left, key=lambda text: -done[text].score)[: max(1, len(left) // 2)]
+            done[text] = Wording(text, headline(prepared, outputs, part), len(part))
+        asked += count * len(part)
+        left = sorted(left[:count], key=lambda text: -done[text].score)[: max(1, count // 2)]
     tried = sorted(done.values(), key=lambda wording: (-wording.rows, -wording.score))
     return Worded(_predictor(prepared, left[0]), tuple(tried), asked)
 

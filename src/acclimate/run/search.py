@@ -1,13 +1,15 @@
 """Which learning rate: successive halving on dev. The test rows are not among what a trial is given."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from acclimate.data.examples import Output
 from acclimate.errors import TrainingError
+from acclimate.evaluation.predictor import log_shares
+from acclimate.run.dev import rounds
 from acclimate.run.rungs import Search
 
 
@@ -44,29 +46,10 @@ class Searched:
 
 def label_loss(outputs: Sequence[Output], targets: Sequence[str]) -> float:
     """Mean −log p of the right label, by the softmax of the labels' scores: what tells equal scores of two rates apart."""
-    return fmean(_logsumexp(o.scores.values()) - o.scores[target] for o, target in zip(outputs, targets, strict=True))
-
-
-def _logsumexp(values: Iterable[float]) -> float:
-    listed = list(values)
-    top = max(listed)
-    return top + math.log(sum(math.exp(value - top) for value in listed))
+    return -fmean(log_shares(output.scores)[target] for output, target in zip(outputs, targets, strict=True))
 
 
 Try = Callable[[int, float, int], Trial]  # (round from 0, rate, steps) → what came of it
-
-
-def rounds(rates: int, steps: int, given: Search) -> list[tuple[int, int]]:
-    """(rates, steps of each) of every round: it depends on no result, so all rungs have one budget.
-
-    >>> rounds(4, 40, Search(keep=0.5, share=0.25)), rounds(1, 40, Search())
-    ([(4, 10), (2, 20)], [])
-    """
-    found: list[tuple[int, int]] = []
-    while rates > 1:
-        found.append((rates, min(steps, math.ceil(steps * given.share / given.keep ** len(found)))))
-        rates = max(1, math.floor(rates * given.keep))
-    return found
 
 
 def ranked(trials: Sequence[Trial], higher_is_better: bool, by_loss: bool = False) -> list[Trial]:
@@ -94,7 +77,7 @@ def halve(
     few rows; the loss among the labels, a proper score, tells rates apart long before.
     """
     left, done = list(rates), []
-    for number, (count, length) in enumerate(rounds(len(left), steps, given)):
+    for number, (count, length) in enumerate(rounds(len(left), steps, given.keep, given.share)):
         trials = tuple(attempt(number, rate, length) for rate in left[:count])
         done.append(trials)
         best = ranked(trials, higher_is_better, by_loss)
