@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/acclimate run recipes/reviews.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not gpu and not network' -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m 'not gpu and not network' -n $(WORKERS) --dist loadfile --durations 12
 	$(BIN)/python -m pytest -m network --force-enable-socket tests/test_fetch.py
 
 check: $(STAMP)

@@ -1,6 +1,6 @@
 """Runs named tests on a copy of the package in a process of its own: torch is imported once, and forked for every copy.
 
-A child whose tests were not carried out (pytest's exit code is neither 0 nor 1) is asked a second time, alone.
+A child whose tests were not carried out (it hung, or pytest's exit code is neither 0 nor 1) is asked a second time, alone.
 
 One JSON request a line on stdin: `source` (the folder that holds the copy of `acclimate`), `tests`, `scratch`, `most`
 (failures after which it stops; 0: none).
@@ -11,7 +11,9 @@ The answer is `scratch`/answer.json: `package` (where acclimate came from), `pas
 import importlib
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ HEAVY = (
     *(f"transformers.models.{kind}.modeling_{kind}" for kind in MODELS),
 )  # fmt: skip
 AT_ONCE = min(4, os.cpu_count() or 1)
+LONGEST = 600  # seconds of one child: a fork can inherit a lock that nobody holds any more
 
 
 class Results:
@@ -58,9 +61,10 @@ def run(request: dict[str, object]) -> dict[str, object]:
     return {**vars(results), "code": int(code), "package": str(sys.modules["acclimate"].__file__)}
 
 
-def fork(request: dict[str, object]) -> None:
-    """A child that answers; what pytest prints lies beside the answer."""
-    if not os.fork():
+def fork(request: dict[str, object]) -> int:
+    """A child that answers, by its number; what pytest prints lies beside the answer."""
+    child = os.fork()
+    if not child:
         scratch = Path(str(request["scratch"]))
         try:
             told = os.open(scratch / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -69,6 +73,22 @@ def fork(request: dict[str, object]) -> None:
             (scratch / "answer.json").write_text(json.dumps(run(request)), encoding="utf-8")
         finally:
             os._exit(0)
+    return child
+
+
+def children(requests: list[dict[str, object]], at_once: int) -> None:
+    """One child per request, so many at a time; one that takes longer than LONGEST is stopped."""
+    waiting, running = list(requests), dict[int, float]()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running[fork(waiting.pop(0))] = time.monotonic() + LONGEST
+        child, _ = os.waitpid(-1, os.WNOHANG)
+        if child:
+            del running[child]
+            continue
+        for late in [child for child, until in running.items() if time.monotonic() > until]:
+            os.kill(late, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def carried_out(request: dict[str, object]) -> bool:
@@ -82,19 +102,9 @@ def main() -> None:
         importlib.import_module(name)
     assert "acclimate" not in sys.modules
     os.chdir(ROOT)
-    running, requests = 0, [json.loads(line) for line in sys.stdin]
-    for request in requests:
-        if running == AT_ONCE:
-            os.wait()
-            running -= 1
-        fork(request)
-        running += 1
-    for _ in range(running):
-        os.wait()
-    for request in requests:
-        if not carried_out(request):
-            fork(request)
-            os.wait()
+    requests = [json.loads(line) for line in sys.stdin]
+    children(requests, AT_ONCE)
+    children([request for request in requests if not carried_out(request)], 1)
 
 
 if __name__ == "__main__":
