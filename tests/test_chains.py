@@ -1,6 +1,7 @@
 """Chains of thought: what is asked, where answers are found, how chains vote."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ QUESTION = Example("", fields={"text": "the fox"}, where="f:1")
     ],
 )
 def test_the_answer_that_reasoning_states(written, labels, text, finish) -> None:
-    found = stated(Output(rationale=written), labels)
+    found = stated(Output(rationale=written), {label: label for label in labels})
     assert (found.text, found.finish) == (text, finish)
 
 
@@ -72,6 +73,16 @@ def test_two_prompts_of_kojima(asked) -> None:
         row = Encoded((*prompt, *ending), (False,) * len(prompt) + (True,) * len(ending))
         assert output.scores[label] == pytest.approx(score(model, [row], reader.pad)[0], abs=1e-9)
     assert (output.text, output.finish) == (max(LABELS, key=output.scores.__getitem__), "scored")
+
+
+def test_a_label_may_be_said_in_other_words(asked) -> None:
+    model, reader, template = asked
+    words = {"bad": ("lazy", "dog")}
+    plain = Chain(model, reader, template, ("lazy", "dog", "good"), 250, max_new=12)([QUESTION])[0].scores
+    spoken = Chain(model, reader, replace(template, words=words), LABELS, 250, max_new=12)([QUESTION])[0].scores
+    mean = math.log((math.exp(plain["lazy"]) + math.exp(plain["dog"])) / 2)
+    assert spoken == pytest.approx({"bad": mean, "good": plain["good"]}, abs=1e-9)
+    assert stated(Output(rationale="So it is lazy."), {"lazy": "bad", "bad": "bad"}).text == "bad"
 
 
 def test_without_labels_the_second_prompt_is_written_on(asked) -> None:

@@ -69,6 +69,7 @@ OPTIONS = {
     "Task.system": Option("task.system=be brief", f"prompts base losses {AFTER}", "counts", "task.chat=true"),
     "Task.chat": Option("task.chat=true", f"prompts base losses {AFTER}", "counts"),
     "Task.labels": Option("task.labels=[bad, good, fair]", "base answers", "prompts losses weights"),
+    "Task.verbalizer": Option("task.verbalizer={bad: [poor, sad]}", f"base losses {AFTER}", "prompts counts trainable"),
     "Task.metrics": Option("task.metrics=[accuracy]", "scores", f"{BEFORE} losses {AFTER}"),
     "Task.max_new_tokens": Option("task.max_new_tokens=3", "base answers", "prompts losses weights", WRITES),
     "Task.stops": Option("task.stops=[V, y, c, n]", "base answers", "prompts losses weights", WRITES),

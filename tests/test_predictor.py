@@ -1,10 +1,12 @@
 """Who answers: rolling windows score every token once, and what cannot fit is said."""
 
+import math
+
 import pytest
 import torch
 
 from acclimate.data.examples import Document, Example
-from acclimate.data.template import Template
+from acclimate.data.template import Template, segments
 from acclimate.errors import DataError
 from acclimate.evaluation.predictor import Choose, Generate, Likelihood, windows
 from acclimate.tokens.codec import Encoded
@@ -46,6 +48,18 @@ def test_a_long_prompt_is_cut_and_counted(model, reader):
     (output,) = Choose(model, reader, Template(), ("bad", "good"), 16)([example])
     assert output.truncated > 0
     assert len(output.prompt_ids) < 16
+
+
+def test_a_label_of_several_words_has_their_mean_probability(model, reader):
+    example = Example("the lazy dog is", "bad")
+    scores = Choose(model, reader, Template(), ("slow", "lazy", "quick"), 64)([example])[0].scores
+    spoken = Template(words={"bad": ("slow", "lazy"), "good": ("quick",)})
+    (output,) = Choose(model, reader, spoken, ("bad", "good"), 64)([example])
+    mean = math.log((math.exp(scores["slow"]) + math.exp(scores["lazy"])) / 2)
+    assert output.scores == pytest.approx({"bad": mean, "good": scores["quick"]}, abs=1e-9)
+    assert segments(example, spoken)[1].text == " slow"
+    shot = spoken(example, "quick", (Example("the fox is", "good"),))
+    assert shot[0].text == "the fox is quick\n\nthe lazy dog is"
 
 
 def test_an_answer_that_cannot_fit_is_said(model, reader):

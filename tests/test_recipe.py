@@ -142,3 +142,13 @@ def test_comparisons_that_come_with_it_are_read_and_written(path, quick, tmp_pat
     (tmp_path / "again.yaml").write_text(rungs.dump(read), encoding="utf-8")
     assert rungs.load(tmp_path / "again.yaml", [], False) == read
     assert len({rung.name for rung in read.rungs}) == len(read.rungs) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("{goood: [fine]}", "No label is called 'goood'"), ("{bad: []}", "at least one word"), ("{bad: [good]}", "the same one")],
+)
+def test_a_verbalizer_has_words_for_labels(words, said):
+    text = f"model: m\ndata: {{train: t}}\ntask: {{labels: [bad, good], verbalizer: {words}}}\n"
+    with pytest.raises(RecipeError, match=said):
+        parse(text)

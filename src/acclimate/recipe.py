@@ -54,6 +54,7 @@ class Task:
     system: str = ""
     chat: bool | None = None  # the tokenizer's chat format; by default where it has one
     labels: tuple[str, ...] = ()
+    verbalizer: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # label: the words said for it
     metrics: tuple[str, ...] = ()
     max_new_tokens: int = 64
     stops: tuple[str, ...] = ()
@@ -72,6 +73,12 @@ class Task:
             raise RecipeError(f"threshold must be dev or a number between 0 and 1, not {self.threshold!r}.")
         if self.threshold != "0.5" and len(self.labels) != 2:
             raise RecipeError(f"threshold parts two labels; this task has {len(self.labels)}.")
+        odd = [label for label in self.verbalizer if label not in self.labels]
+        if odd:
+            raise RecipeError("verbalizer: " + unknown("label", odd[0], self.labels))
+        words = [word.lower() for label in self.labels for word in self.verbalizer.get(label, (label,))]
+        if self.verbalizer and (len(set(words)) < len(words) or not all(self.verbalizer.values())):
+            raise RecipeError("verbalizer gives every label at least one word, and no two labels the same one.")
         if self.numbers and self.labels:
             raise RecipeError("numbers is true, so the answers are no labels; leave labels out.")
 

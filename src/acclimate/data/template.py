@@ -1,7 +1,7 @@
 """How a row becomes text, and which part of the text the model must produce: the mask travels with the text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from acclimate.data.examples import Conversation, Document, Example, Message
@@ -38,6 +38,7 @@ class Template:
 
     prompt: Jinja over the row's columns. chat: the tokenizer's format, or None for plain text.
     end: what ends an answer, supervised like the answer (in a chat the format's own end of turn is used).
+    words: a verbalizer (Schick & Schütze 2021, arXiv:2001.07676): what is said for a label, the first one in training.
     """
 
     prompt: str = "{{ prompt }}"
@@ -45,6 +46,11 @@ class Template:
     chat: ChatFormat | None = None
     end: str = ""
     between: str = "\n\n"
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def spoken(self, label: str) -> tuple[str, ...]:
+        """The words for a label: itself, unless the verbalizer has others."""
+        return self.words.get(label, (label,))
 
     def question(self, example: Example) -> str:
         """The prompt's text, before any chat format."""
@@ -59,7 +65,7 @@ class Template:
         """Segments of the whole row; without an `answer` (None: the prompt alone) only what the model is fed."""
         if self.chat is not None:
             return self._in_chat(example, answer, shots)
-        shown = "".join(joined(self.question(shot), shot.target) + self.between for shot in shots)
+        shown = "".join(joined(self.question(shot), self.spoken(shot.target)[0]) + self.between for shot in shots)
         prompt = Segment(shown + self.question(example), False)
         return (
             (prompt,)
@@ -70,7 +76,10 @@ class Template:
     def _in_chat(self, example: Example, answer: str | None, shots: Sequence[Example]) -> tuple[Segment, ...]:
         turns = [Message("system", self.system)] if self.system else []
         for shot in shots:
-            turns += [Message("user", self.question(shot)), Message("assistant", shot.target, train=False)]
+            turns += [
+                Message("user", self.question(shot)),
+                Message("assistant", self.spoken(shot.target)[0], train=False),
+            ]
         turns.append(Message("user", self.question(example)))
         if answer is not None:
             turns.append(Message("assistant", answer))
@@ -144,4 +153,4 @@ def segments(row: Example | Conversation | Document, template: Template) -> tupl
                 f"{row.where or 'this row'} is a conversation, which needs a chat format; set task.chat to true."
             )
         return dialogue(row.messages, template.chat, row.where)
-    return template(row, row.target)
+    return template(row, template.spoken(row.target)[0])

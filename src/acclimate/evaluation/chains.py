@@ -3,14 +3,14 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from acclimate.data.examples import Example, Output
 from acclimate.data.template import Segment, Template, joined, spaced
-from acclimate.evaluation.predictor import GREEDY, Shots, Tick, bare, fitting, no_shots, within
+from acclimate.evaluation.predictor import GREEDY, Shots, Tick, bare, by_label, fitting, no_shots, within
 from acclimate.generation.decode import generate
 from acclimate.generation.samplers import Sampler
 from acclimate.generation.score import score
@@ -55,7 +55,8 @@ class Chain:
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
         given = [example for example in examples for _ in range(self.chains)]
         if any(self.shots(example) for example in examples):
-            outputs = [stated(output, self.labels) for output in self._reasoned(given, "", tick)]
+            names = {**{label: label for label in self.labels}, **self._names()}
+            outputs = [stated(output, names) for output in self._reasoned(given, "", tick)]
         else:
             outputs = (self._scored if self.labels else self._finished)(given, self._reasoned(given, STEPS, tick))
         if tick is not None:
@@ -99,19 +100,23 @@ class Chain:
         """Kojima's second prompt, with the labels in the place of what a parser would have to find."""
         rows = [
             within(
-                self.codec.encode((*self._concluding(e, o), Segment(f" {label}", True)), e.where),
+                self.codec.encode((*self._concluding(e, o), Segment(f" {word}", True)), e.where),
                 self.context,
                 self.codec,
             )
             for e, o in zip(examples, reasoned, strict=True)
-            for label in self.labels
+            for word in self._names()
         ]
         values = iter(score(self.model, rows, self.codec.pad, budget=self.budget))
-        answered = []
+        answered, named = [], list(self._names().values())
         for output in reasoned:
-            scores = {label: next(values) for label in self.labels}
+            scores = by_label(named, [next(values) for _ in named])
             answered.append(replace(output, text=max(scores, key=scores.__getitem__), scores=scores, finish=SCORED))
         return answered
+
+    def _names(self) -> dict[str, str]:
+        """Every word that stands for a label, and the label."""
+        return {word: label for label in self.labels for word in self.template.spoken(label)}
 
     def _finished(self, examples: Sequence[Example], reasoned: Sequence[Output]) -> list[Output]:
         """Kojima's second prompt, and what is written after it up to the end of a line or sentence."""
@@ -131,29 +136,31 @@ class Chain:
         return (*self.template(example), Segment(lead, False))
 
 
-def stated(reasoned: Output, labels: Sequence[str]) -> Output:
+def stated(reasoned: Output, names: Mapping[str, str]) -> Output:
     """The answer that the reasoning states; of labels, else the last one that it mentions; none is an empty text.
 
-    >>> stated(Output(rationale="2 and 3 make 5. The answer is 5."), ()).text
+    names: every word that stands for a label, and the label; empty where any text may be the answer.
+
+    >>> stated(Output(rationale="2 and 3 make 5. The answer is 5."), {}).text
     '5'
-    >>> stated(Output(rationale="It broke, so it is negative."), ("negative", "positive")).finish
-    'mentioned'
+    >>> stated(Output(rationale="It broke, so it is bad."), {"bad": "negative", "good": "positive"}).text
+    'negative'
     """
     marks = MARK.findall(reasoned.rationale)
     last = marks[-1].strip() if marks else ""
-    if not labels:
+    if not names:
         return replace(reasoned, text=last, finish=FOUND if last else MISSING)
     for text, finish in ((last, FOUND), (reasoned.rationale, MENTIONED)):
-        if label := _mentioned(text, labels):
-            return replace(reasoned, text=label, finish=finish)
+        if word := _mentioned(text, tuple(names)):
+            return replace(reasoned, text=names[word], finish=finish)
     return replace(reasoned, text="", finish=MISSING)
 
 
-def _mentioned(text: str, labels: Sequence[str]) -> str:
-    """The label that stands last in the text, as a word; of labels that contain each other the longer."""
-    ordered = sorted(labels, key=len, reverse=True)
-    found = re.findall("|".join(rf"(?<!\w){re.escape(label)}(?!\w)" for label in ordered), text, re.IGNORECASE)
-    known = {label.lower(): label for label in labels}
+def _mentioned(text: str, words: Sequence[str]) -> str:
+    """The word that stands last in the text, alone; of words that contain each other the longer."""
+    ordered = sorted(words, key=len, reverse=True)
+    found = re.findall("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in ordered), text, re.IGNORECASE)
+    known = {word.lower(): word for word in words}
     return known[found[-1].lower()] if found else ""
 
 

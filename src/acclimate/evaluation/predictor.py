@@ -39,6 +39,8 @@ class Predictor(Protocol):
 class Choose:
     """The label that the model finds likeliest after the prompt: argmax Σ log p(label's tokens | prompt).
 
+    Of a label with several words (`Template.words`) the log of their mean probability.
+
     labels: the same for every example; if empty, an example brings its own in its column `choices`.
     The end of the answer is not counted, so a label is not preferred because the model likes to stop after it.
     shots: of those picked, as many stand before the question as fit, the last ones. per: the sum is divided by the
@@ -55,35 +57,56 @@ class Choose:
     budget: int = 8192
 
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
-        offered = [self.labels or tuple(example.fields["choices"]) for example in examples]
+        offered = [self._words(example) for example in examples]
         asked = [self._rows(example, labels) for example, labels in zip(examples, offered, strict=True)]
         rows = [row for _, listed in asked for row in listed]
         heard = None if tick is None else _every(len(rows) / max(1, len(examples)), tick)
         values = iter(zip(rows, score(self.model, rows, self.codec.pad, budget=self.budget, tick=heard), strict=True))
         return [
-            replace(_chosen(labels, list(islice(values, len(labels))), self.per), shots=shots)
-            for labels, (shots, _) in zip(offered, asked, strict=True)
+            replace(_chosen(words, list(islice(values, len(words))), self.per), shots=shots)
+            for words, (shots, _) in zip(offered, asked, strict=True)
         ]
 
-    def _rows(self, example: Example, labels: Sequence[str]) -> tuple[int, list[Encoded]]:
-        """How many shots fit, and a row for each label."""
+    def _words(self, example: Example) -> list[tuple[str, str]]:
+        """(label, word) for every word of every label."""
+        labels = self.labels or tuple(example.fields["choices"])
+        return [(label, word) for label in labels for word in self.template.spoken(label)]
+
+    def _rows(self, example: Example, words: Sequence[tuple[str, str]]) -> tuple[int, list[Encoded]]:
+        """How many shots fit, and a row for each word."""
         shots = self.shots(example)
         while True:
-            rows = [self._encoded(example, label, shots) for label in labels]
+            rows = [self._encoded(example, word, shots) for _, word in words]
             if not shots or all(max(len(row.ids), len(row.source)) <= self.context for row in rows):
                 return len(shots), [within(row, self.context, self.codec) for row in rows]
             shots = shots[1:]
 
-    def _encoded(self, example: Example, label: str, shots: Sequence[Example]) -> Encoded:
-        pieces = replace(self.template, end="")(example, label, shots)
+    def _encoded(self, example: Example, word: str, shots: Sequence[Example]) -> Encoded:
+        pieces = replace(self.template, end="")(example, word, shots)
         return self.codec.encode(_without_end(pieces), example.where)
 
 
-def _chosen(labels: Sequence[str], scored: Sequence[tuple[Encoded, float]], per: Length) -> Output:
-    scores = {label: value / _length(label, row, per) for label, (row, value) in zip(labels, scored, strict=True)}
+def _chosen(words: Sequence[tuple[str, str]], scored: Sequence[tuple[Encoded, float]], per: Length) -> Output:
+    found = [value / _length(word, row, per) for (_, word), (row, value) in zip(words, scored, strict=True)]
+    scores = by_label([label for label, _ in words], found)
     row = scored[0][0]
     prompt = row.source or row.ids[: row.scored.index(True)]
     return Output(max(scores, key=scores.__getitem__), scores, prompt_ids=prompt, truncated=row.truncated)
+
+
+def by_label(labels: Sequence[str], logs: Sequence[float]) -> dict[str, float]:
+    """The log of the mean probability of each label's words, whose logs stand beside the label.
+
+    >>> by_label(["no", "yes", "yes"], [-1.0, -2.0, -2.0])
+    {'no': -1.0, 'yes': -2.0}
+    """
+    found: dict[str, list[float]] = {}
+    for label, log in zip(labels, logs, strict=True):
+        found.setdefault(label, []).append(log)
+    return {
+        label: each[0] if len(each) == 1 else float(np.logaddexp.reduce(each) - np.log(len(each)))
+        for label, each in found.items()
+    }
 
 
 def log_shares(scores: Mapping[str, float]) -> dict[str, float]:
@@ -92,8 +115,8 @@ def log_shares(scores: Mapping[str, float]) -> dict[str, float]:
     return {label: float(score - whole) for label, score in scores.items()}
 
 
-def _length(label: str, row: Encoded, per: Length) -> int:
-    return {"sum": 1, "tokens": sum(row.scored), "bytes": len(label.encode())}[per]
+def _length(word: str, row: Encoded, per: Length) -> int:
+    return {"sum": 1, "tokens": sum(row.scored), "bytes": len(word.encode())}[per]
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,9 @@ def resolve_task(task: Task, reader: Codec, first: Row) -> tuple[Template, Task]
         raise RecipeError("task.chat is false, but the training rows are conversations, which need a chat format.")
     if task.system and not chat:
         raise RecipeError("task.system needs a chat format; set task.chat to true or write it into task.template.")
-    template = Template(task.template, task.system, reader.chat() if chat else None, reader.eos_text)
+    template = Template(
+        task.template, task.system, reader.chat() if chat else None, reader.eos_text, words=task.verbalizer
+    )
     return template, replace(task, chat=chat)
 
 

@@ -141,7 +141,9 @@ def target_of(row: Any) -> str:
 def check_recipe(recipe: Recipe) -> None:
     """RecipeError for what a head cannot follow."""
     task, odd = recipe.task, ""
-    if task.chat or task.system:
+    if task.verbalizer:
+        odd = "task.verbalizer is for a model that writes; a task head has one output per label."
+    elif task.chat or task.system:
         odd = "task.chat and task.system are for a model that writes; a task head reads the template's text alone."
     elif not isinstance(recipe.objective, LM):
         odd = "objective is for a model that writes; a task head has its own, by the kind of answer. Leave it out."
