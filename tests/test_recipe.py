@@ -146,7 +146,11 @@ def test_comparisons_that_come_with_it_are_read_and_written(path, quick, tmp_pat
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [("{goood: [fine]}", "No label is called 'goood'"), ("{bad: []}", "at least one word"), ("{bad: [good]}", "the same one")],
+    [
+        ("{goood: [fine]}", "No label is called 'goood'"),
+        ("{bad: []}", "at least one word"),
+        ("{bad: [good]}", "the same one"),
+    ],
 )
 def test_a_verbalizer_has_words_for_labels(words, said):
     text = f"model: m\ndata: {{train: t}}\ntask: {{labels: [bad, good], verbalizer: {words}}}\n"
