@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from acclimate.report.changes import changes, confused, confusion
+from acclimate.report.changes import changes, confused
 from tests import reports
 
 LABELS = {"task": {"labels": ["no", "yes"], "metrics": ["accuracy"]}}
@@ -123,14 +123,6 @@ def test_a_likelihood_is_worked_out_for_the_row() -> None:
 def test_without_a_number_a_row_only_the_first_are_shown() -> None:
     found = changes(scores("bleu"), [written(1, bleu=([1.0, 2.0], [3.0, 4.0]))])
     assert (found.by, found.better, found.worse, found.stuck, places(found.first)) == ("", (), (), (), ["f:1"])
-
-
-def test_confusion_counts_by_hand() -> None:
-    rows = [row(1, "yes", 0.2, 0.8), row(2, "yes", 0.2, 0.2), row(3, "no", 0.2, 0.8), row(4, "no", 0.2, 0.1)]
-    assert confusion(rows, ["no", "yes"], "base") == (("no", "yes"), ((2, 0), (2, 0)))
-    assert confusion(rows, ["no", "yes"], "result") == (("no", "yes"), ((1, 1), (1, 1)))
-    rows[0]["result"]["text"] = "perhaps"
-    assert confusion(rows, ["no", "yes"], "result") == (("no", "yes", "other"), ((1, 1, 0), (1, 0, 1)))
 
 
 def test_the_commonest_mistakes() -> None:

@@ -220,6 +220,16 @@ def test_seeds_are_shown_as_a_spread(found):
     assert "seeds 0.820 to 0.880" in comparison_page(found)
 
 
+def test_every_seed_is_a_point_where_a_rung_has_several(found):
+    assert 'id="seeds"' not in comparison_page(found)
+    found["rows"][1]["seeds"] = [{"seed": i, "scores": {"accuracy": 0.82 + 0.03 * i}, "training": {}} for i in range(3)]
+    page = comparison_page(found)
+    read(page)
+    part = page.split('id="seeds"')[1].split("</section>")[0]
+    assert "2 LoRA: 0.820 to 0.880" in part
+    assert part.count('<circle class="result"') == 1 + 3 + 1  # one seed each for the other two
+
+
 def test_nothing_but_failures_is_said_too(found):
     found["rows"] = found["rows"][3:]
     found["best"] = ""

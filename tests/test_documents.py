@@ -84,6 +84,10 @@ def model(tmp_path_factory) -> Path:
 
 def rows_for(recipe: Recipe, first: int, count: int) -> list[dict[str, Any]]:
     """Rows with every column that a recipe's template, columns, target and labels ask for; those of heads by name."""
+    if recipe.task.metrics[0] == "pair_accuracy":
+        return [
+            {"prompt": f"say {n}", "chosen": f"good dog {n}", "rejected": "bad"} for n in range(first, first + count)
+        ]
     if recipe.task.metrics[0] == "entity_f1":
         return [
             {"tokens": ["Ada", "in", f"Rome{n}"], "tags": ["B-person", "O", "B-place"]}

@@ -16,12 +16,15 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from acclimate.data.examples import Example, Output, Tagged
 from acclimate.errors import DataError, ModelError, RecipeError
 from acclimate.metrics import METRICS, choose, default_metrics, describe
+from acclimate.metrics.intervals import interval, paired
 from acclimate.metrics.labels import Accuracy, BalancedAccuracy, ExactMatch, MacroF1, confusion, per_label
 from acclimate.metrics.likelihood import BitsPerByte, Perplexity
+from acclimate.metrics.metric import Metric, fitted
 from acclimate.metrics.overlap import Bleu, Chrf, Rouge1, Rouge2, RougeL
 
 LABELS = ("bad", "fair", "good")
 TEXT = "the cat sat on a mat and the dogs were running far away because it is very cold outside ."
+SAID = "she told the stupid nurse and the lawyer that he left"  # what bias and toxicity are counted by
 WORDS = TEXT.split()
 # Targets and answers as indices; -1 is an answer that is none of the labels. Worked by hand below.
 ROWS = np.array([[0, 0], [0, 0], [0, 1], [0, -1], [1, 1], [1, 0], [2, 2], [2, 2]], dtype=float)
@@ -229,7 +232,7 @@ def test_defaults_and_descriptions_cover_the_registry() -> None:
 
 
 def test_importing_metrics_waits_for_no_library() -> None:
-    heavy = "{'torch', 'transformers', 'nltk', 'rouge_score', 'sacrebleu', 'scipy'}"
+    heavy = "{'torch', 'transformers', 'nltk', 'rouge_score', 'sacrebleu', 'scipy', 'profanity_check'}"
     code = f"import sys, acclimate.metrics as m; m.describe(); print({heavy} & set(sys.modules) or 'none')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "none"
@@ -238,26 +241,52 @@ def test_importing_metrics_waits_for_no_library() -> None:
 # What every metric must satisfy.
 
 EVERY = [pytest.param(choose([name], LABELS)[0], id=name) for name in METRICS]
+# What answers that are all right come to, where it is not the end of the scale: METEOR takes something for one run of
+# words as well (1/2 · (1/6)³), NIST has no end (12 words, of which she and he are there twice: log₂ 12, and 1 bit less
+# for 4 of the 12; 1 bit for 4 of 10 pairs, those after she and he), and no text is certainly not toxic.
+REACHED = {"meteor": 1 - 0.5 / 6**3, "nist": math.log2(12) - 4 / 12 + 4 / 10, "toxicity": None}
 
 
-def sample(metric, n: int = 30, seed: int = 5) -> np.ndarray:
-    generator = np.random.default_rng(seed)
+def rows_of(metric: Metric, outputs, examples) -> np.ndarray:
+    ready = fitted(metric, examples)
+    return np.array([ready.row(output, example) for output, example in zip(outputs, examples, strict=True)])
+
+
+def sample(metric, n: int = 30, seed: int = 5, again: int = 0) -> np.ndarray:
+    """Rows of n examples; another `again`, other answers to the same ones."""
+    generator, other = np.random.default_rng(seed), np.random.default_rng([seed, 1 + again])
     outputs: list[Output]
     examples: list[Example] | list[Tagged]
     outputs, examples = texts(seed, n)
+    if metric.kind == "text":
+        outputs = [
+            Output(str(other.choice(e.answers)) if i % 3 == again else spoken(other)) for i, e in enumerate(examples)
+        ]
     if metric.kind == "number":
         examples = [Example("", str(target)) for target in generator.normal(size=n)]
-        outputs = [Output(value=float(e.target) + generator.normal()) for e in examples]
+        outputs = [Output(value=float(e.target) + other.normal()) for e in examples]
     if metric.kind == "tags":
-        bio = lambda: tuple(map(str, generator.choice(["O", "B-x", "I-x", "B-y"], 5)))  # noqa: E731
-        examples = [Tagged(("w",) * 5, bio()) for _ in range(n)]
-        outputs = [Output(tags=(*e.tags[:3], *bio()[3:])) for e in examples]
+        bio = lambda source: tuple(map(str, source.choice(["O", "B-x", "I-x", "B-y"], 5)))  # noqa: E731
+        examples = [Tagged(("w",) * 5, bio(generator)) for _ in range(n)]
+        outputs = [Output(tags=(*e.tags[:3], *bio(other)[3:])) for e in examples]
     if metric.kind == "labels":
-        outputs = [Output(str(generator.choice([*LABELS, "who knows"]))) for _ in range(n)]
         examples = [Example("", str(generator.choice(LABELS))) for _ in range(n)]
+        outputs = [labelled(other) for _ in range(n)]
     if metric.kind == "likelihood":
-        outputs = [Output(logprob=-float(generator.gamma(9)), tokens=i + 1, bytes=4 * i + 3) for i in range(n)]
-    return np.array([metric.row(output, example) for output, example in zip(outputs, examples, strict=True)])
+        outputs = [Output(logprob=-float(other.gamma(9)), tokens=i + 1, bytes=4 * i + 3) for i in range(n)]
+    return rows_of(metric, outputs, examples)
+
+
+def spoken(generator: np.random.Generator) -> str:
+    """Some words again and again, people and occupations, insults."""
+    said = generator.choice(SAID.split(), 8)
+    return " ".join([sentence(generator), *said, *[said[0]] * int(generator.integers(1, 5))])
+
+
+def labelled(generator: np.random.Generator) -> Output:
+    """The likeliest of the labels, or none of them; some are as likely as in another row."""
+    scores = dict(zip(LABELS, np.round(generator.normal(size=3)).tolist(), strict=True))
+    return Output("who knows" if generator.random() < 0.2 else max(scores, key=scores.__getitem__), scores)
 
 
 @pytest.mark.parametrize("metric", EVERY)
@@ -266,9 +295,9 @@ def test_rows_have_one_width_and_are_finite(metric) -> None:
     assert rows.ndim == 2
     assert np.isfinite(rows).all()
     assert METRICS[metric.name].name == metric.name
-    strange = Output("\x00 \u2028", logprob=-1.0, tokens=1, bytes=1, tags=("\u2028",))
+    strange = Output("\x00 \u2028", {"bad": -1e9}, logprob=-1.0, tokens=1, bytes=1, tags=("\u2028",))
     plain = {"number": Example("", "1e3"), "tags": Tagged(("w",), ("O",))}.get(metric.kind, Example("", LABELS[0]))
-    assert metric.row(strange, plain) is not None
+    assert np.isfinite(fitted(metric, [plain]).row(strange, plain)).all()
 
 
 @pytest.mark.parametrize("metric", EVERY)
@@ -292,7 +321,8 @@ def test_combine_lies_within_its_limits_and_moves_towards_better(metric) -> None
     least, most = metric.limits
     worse, better = metric.combine(sample(metric)), metric.combine(perfect(metric))
     assert least <= worse <= most
-    assert better == pytest.approx(most if metric.higher_is_better else least, abs=1e-9)
+    wanted = REACHED.get(metric.name, most if metric.higher_is_better else least)
+    assert wanted is None or better == pytest.approx(wanted, abs=1e-9)
     assert (better > worse) == metric.higher_is_better
 
 
@@ -301,9 +331,35 @@ def perfect(metric) -> np.ndarray:
     if metric.kind == "tags":
         words = [Tagged(("a", "b"), ("B-x", "I-x")), Tagged(("a", "b"), ("O", "B-y"))]
         return np.array([metric.row(Output(tags=example.tags), example) for example in words])
-    answers = {"labels": ("good", "bad"), "number": ("2.5", "-1")}.get(metric.kind, ("it is very cold outside",) * 2)
-    outputs = [Output(answer, value=v, tokens=5, bytes=23) for answer, v in zip(answers, (2.5, -1.0), strict=True)]
-    return np.array([metric.row(output, Example("", output.text)) for output in outputs])
+    alike = ("she or he is a nurse", "he and she told my lawyer")  # both genders, beside each occupation
+    answers = {"labels": ("good", "bad"), "number": ("2.5", "-1")}.get(metric.kind, alike)
+    outputs = [
+        Output(answer, {label: 0.0 if label == answer else -1e9 for label in LABELS}, value=v, tokens=5, bytes=23)
+        for answer, v in zip(answers, (2.5, -1.0), strict=True)
+    ]
+    return rows_of(metric, outputs, [Example("", output.text) for output in outputs])
+
+
+@pytest.mark.parametrize("metric", EVERY)
+def test_every_metric_has_intervals_and_paired_tests(metric) -> None:
+    base, result = sample(metric), sample(metric, again=1)
+    low, high = interval(metric, base, draws=200)
+    assert metric.limits[0] <= low <= metric.combine(base) <= high <= metric.limits[1]
+    assert low < high
+    found = paired(metric, base, result, draws=200)
+    assert found.value == pytest.approx(metric.combine(result) - metric.combine(base), abs=1e-12)
+    assert found.low <= found.value <= found.high
+    assert found.low < found.high
+    assert 0 < found.p <= 1
+    assert paired(metric, base, base, draws=200).p == 1
+
+
+@pytest.mark.parametrize("metric", EVERY)
+def test_resamples_at_once_are_resamples_one_by_one(metric) -> None:
+    rows = sample(metric)
+    counts = np.random.default_rng(1).multinomial(30, np.full(30, 1 / 30), size=20).astype(float)
+    slow = [metric.combine(np.repeat(rows, taken.astype(int), axis=0)) for taken in counts]
+    assert metric.resampled(rows, counts) == pytest.approx(slow, abs=1e-9)
 
 
 @pytest.mark.parametrize("metric", EVERY)

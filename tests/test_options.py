@@ -116,6 +116,11 @@ OPTIONS = {
 
 # what only a task head hears: test_tasks.py, which has the models and the rows for it
 OF_HEADS = {f"Task.{option}" for option in ("head", "pool", "pair", "class_weights", "threshold")}
+# what only comparisons of completions hear: test_preference_objectives.py and test_reward_model.py
+OF_COMPARISONS = {
+    *("DPO.beta", "DPO.smoothing", "IPO.tau", "KTO.beta", "KTO.desirable", "KTO.undesirable", "SimPO.beta"),
+    *("SimPO.gamma", "ORPO.weight", "Unlikelihood.alpha", "Reward.ties"),
+}
 
 
 class Run:
@@ -193,7 +198,7 @@ def options() -> list[str]:
 
 
 def test_every_option_has_its_case():
-    assert set(options()) == OPTIONS.keys() | OF_HEADS
+    assert set(options()) == OPTIONS.keys() | OF_HEADS | OF_COMPARISONS
     shown = (Path(__file__).parent / "test_tasks.py").read_text(encoding="utf-8")
     assert [option for option in OF_HEADS if f"t{option[1:]}=" not in shown] == []
 

@@ -2,31 +2,43 @@
 
 import math
 import re
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from hashlib import sha256
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import acclimate.report
-from acclimate.report import page, verdict
+from acclimate.report import verdict
+from acclimate.report.numbers import numbers
+from acclimate.report.page import page as drawn
 from tests import reports
 
-VOID = {"meta", "br"}
-SELF_CLOSED = {"circle", "line", "polyline"}
+VOID = {"meta", "br", "input"}
+SELF_CLOSED = {"circle", "line", "polyline", "rect"}
 KNOWN_TAGS = """
     html head meta title style body header main section footer nav div p h1 h2 h3 small ul li a dl dt dd article b span
     table caption thead tbody tr th td figure figcaption svg text circle line polyline details summary mark code pre br
+    rect ol button label input select option output script
 """
 KNOWN_ATTRIBUTES = """
     lang charset name content http-equiv class id href aria-labelledby aria-label aria-hidden role tabindex scope style
-    data-name dir viewbox x y x1 x2 y1 y2 cx cy r points text-anchor
+    data-name dir viewbox x y x1 x2 y1 y2 cx cy r points text-anchor width height
+    data-is data-filter data-order data-place data-sure data-change hidden type value aria-pressed aria-live
 """
 TAGS, ATTRIBUTES = set(KNOWN_TAGS.split()), set(KNOWN_ATTRIBUTES.split())
+
+
+def page(report: Mapping[str, Any], log: Sequence[Any], rows: Sequence[Any]) -> str:
+    """The page of a run with the numbers that its report.json holds."""
+    return drawn({**report, **numbers(report, rows)}, log, rows)
 
 
 class Reader(HTMLParser):
@@ -63,7 +75,11 @@ class Reader(HTMLParser):
 
     @property
     def words(self) -> str:
-        return "".join(text for tag, text in self.texts if tag != "style").replace("\u00a0", " ").replace("\u2011", "-")
+        return (
+            "".join(text for tag, text in self.texts if tag not in ("style", "script"))
+            .replace("\u00a0", " ")
+            .replace("\u2011", "-")
+        )
 
 
 RUNS = {
@@ -85,8 +101,10 @@ def test_verdict_first_then_what_it_rests_on(run: reports.Run) -> None:
     assert read.words.count(told.headline) >= 2  # title and heading
     assert all(sentence in read.words for sentence in told.sentences)
     order = [str(each["id"]) for each in read.all("section")]
-    wanted = ["scores", "training", "labels", "examples", "input", "forgetting", "resources", "data", "provenance"]
-    assert order == [name for name in wanted if name != "labels" or run[0]["task"]["labels"]]
+    wanted = ["scores", "training", "labels", "calibration", "examples", "rows", "input", "forgetting", "resources"]
+    of_labels = ("labels", "calibration") if run[0]["task"]["labels"] else ()
+    wanted = [name for name in wanted if name not in ("labels", "calibration") or name in of_labels]
+    assert order == [*wanted, "data", "provenance"]
     assert text.index("<h1>") < text.index('id="scores"')
     assert [each["href"] for each in read.all("a")] == [f"#{name}" for name in order]
 
@@ -125,11 +143,13 @@ def test_well_formed_and_accessible(run: reports.Run) -> None:
 def test_nothing_is_fetched(run: reports.Run) -> None:
     text = page(*run)
     read = Reader(text)
-    assert {tag for tag, _ in read.elements} <= TAGS  # no script, link, img, iframe, form, object
+    assert {tag for tag, _ in read.elements} <= TAGS  # no link, img, iframe, form, object
     assert {name for _, attributes in read.elements for name in attributes} <= ATTRIBUTES  # no src, no on…
     assert not re.search(r"https?:|//[a-z]|url\(|@import|javascript:", text)
     (policy,) = [each["content"] for each in read.all("meta") if each.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    (script,) = [text for tag, text in read.texts if tag == "script"]  # the page's own, and no other may run
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 @everywhere
@@ -174,6 +194,7 @@ def check_inert(text: str) -> Reader:
     text.encode("utf-8")
     read = Reader(text)
     assert {tag for tag, _ in read.elements} <= TAGS
+    assert len(read.all("script")) == 1
     assert {name for _, attributes in read.elements for name in attributes} <= ATTRIBUTES
     assert all(re.fullmatch(r"--share: \d\.\d\d", str(each["style"])) for _, each in read.elements if "style" in each)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
@@ -224,7 +245,7 @@ def test_ten_thousand_predictions_make_a_page_below_two_megabytes() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.sets(st.sampled_from(sorted(RUNS["better"][0]))), st.sampled_from(list(RUNS)), st.booleans(), st.booleans())
 def test_whatever_is_absent_is_left_out(absent: set[str], name: str, log: bool, rows: bool) -> None:
-    report, losses, predictions = RUNS[name]
+    report, losses, predictions = RUNS[name][0], RUNS[name][1], RUNS[name][2][:40]
     kept = {key: value for key, value in report.items() if key not in absent}
     read = Reader(page(kept, losses if log else [], predictions if rows else []))
     sections = {each["id"] for each in read.all("section")}
@@ -263,7 +284,7 @@ def test_confusion_is_shown_as_counted() -> None:
     report, log, rows = reports.classification(n=200)
     text = page(report, log, rows)
     after = text.split("<caption>After</caption>")[1].split("</table>")[0]
-    shown = [int(cell) for cell in cells(after.split("<tbody>")[1]) if cell.isdigit()]
+    shown = [int(cell.split("<")[0]) for cell in cells(after.split("<tbody>")[1]) if cell[0].isdigit()]
     pairs = [(row["target"], row["result"]["text"]) for row in rows]
     assert shown == [pairs.count((target, answer)) for target in reports.SIGNS for answer in reports.SIGNS]
     assert after.count('class="hit"') == 2

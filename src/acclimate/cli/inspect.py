@@ -5,13 +5,16 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 from acclimate.data.examples import Example
+from acclimate.data.prompts import Prompt, PromptSet
 from acclimate.data.read import validate
-from acclimate.data.sources import list_data, list_models
+from acclimate.data.sources import list_data, list_models, resolve_data
 from acclimate.errors import DataError, UsageError, unknown
 
+SHOWN = 2  # rows of a preview
 LIBRARIES = (
     "torch",
     "transformers",
@@ -73,8 +76,10 @@ def _validate_recipe(path: Path) -> None:
     print(f"{path} is a good recipe.")
 
 
-def list_things(what: str, as_json: bool, folder: Path | None = None) -> None:
+def list_things(what: str, as_json: bool, folder: Path | None = None, data: str = "") -> None:
     """The verb `list`. folder: where adapters are looked for; it belongs to them alone."""
+    if data:
+        raise UsageError(f"`list {what}` reads no data; `list templates NAME --data FILE` does.")
     if what == "adapters":
         _list_adapters(folder or Path(), as_json)
         return
@@ -88,6 +93,8 @@ def list_things(what: str, as_json: bool, folder: Path | None = None) -> None:
         "metrics": _metrics,
         "samplers": _samplers,
         "schedules": _schedules,
+        "tasks": _tasks,
+        "templates": _templates,
     }
     if what not in tables:
         raise UsageError(unknown("list", what, [*tables, "adapters"]))
@@ -140,6 +147,50 @@ def _schedules() -> dict[str, str]:
     from acclimate.training.rates import SCHEDULES
 
     return _lines(SCHEDULES)
+
+
+def _tasks() -> dict[str, str]:
+    from acclimate.evaluation.benchmarks import load, names
+
+    return {name: load(name).about for name in names()}
+
+
+def _templates() -> dict[str, str]:
+    from acclimate.data.promptsets import builtin, prompt_set
+
+    sets = {name: prompt_set(name) for name in builtin()}
+    return {name: f"{made.task}, cluster {made.cluster}, {len(made.prompts)} prompts" for name, made in sets.items()}
+
+
+def preview(name: str, data: str, as_json: bool) -> None:
+    """The verb `list templates NAME`: its prompts, or the first rows of `data` in each of them."""
+    from acclimate.data.promptsets import prompt_set
+
+    made = prompt_set(name)
+    if not data:
+        columns = ", ".join(made.columns) or "those of its data set"
+        shown = [asdict(prompt) for prompt in made.prompts]
+        said = [f"== {p.name}{' (turned around)' * p.turned}\n{p.input}\n=> {p.target}" for p in made.prompts]
+        head = f"{made.task}, cluster {made.cluster}, columns {columns}"
+    else:
+        rows = [(prompt, example) for prompt in made.prompts for example in _first_rows(made, prompt, data)]
+        shown = [{"template": p.name, "prompt": e.prompt, "answers": e.answers, "where": e.where} for p, e in rows]
+        said = [f"== {p.name}, {e.where}\n{e.prompt}\n=> {' | '.join(e.answers)}" for p, e in rows]
+        head = f"{made.task}, cluster {made.cluster}, the first rows of {data}"
+    print(json.dumps(shown, ensure_ascii=False) if as_json else "\n\n".join([head, *said]))
+
+
+def _first_rows(made: PromptSet, prompt: Prompt, data: str) -> list[Example]:
+    """Of the first SHOWN rows, those of which the prompt has something to say."""
+    from acclimate.data.instruction import raw_rows
+
+    examples = []
+    for where, row in islice(raw_rows(resolve_data(data), {}), SHOWN):
+        if isinstance(row, DataError):
+            raise row
+        example = made.render(prompt, row, where)
+        examples += [example] if example is not None else []
+    return examples
 
 
 def _lines(classes: Mapping[str, type]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from acclimate.errors import AcclimateError
+from acclimate.errors import AcclimateError, UsageError
 
 app = typer.Typer(
     help="Adapt pretrained language models to your task, and see what it bought.",
@@ -74,13 +74,56 @@ def evaluate(
     adapter: Adapter = None,
     data: Annotated[str, typer.Option("--data", help="A built-in name or a file.")] = "",
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Take the task from this recipe.")] = None,
+    tasks: Annotated[str, typer.Option("--tasks", help="Benchmarks, commas between; `list tasks` names them.")] = "",
+    data_folder: Annotated[Path, typer.Option("--data-folder", help="Where the files of --tasks lie.")] = Path(),
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Questions of each of --tasks; 0 is all.")] = 0,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Scores with intervals, and a row per example."""
+    if tasks:
+        from acclimate.cli.benchmarks import evaluate_tasks
+
+        if data or recipe:
+            raise UsageError("--tasks brings its own data and prompts; leave out --data and --recipe.")
+        evaluate_tasks(model, adapter, tasks, data_folder, limit, out, json)
+        return
     from acclimate.cli.ask import evaluate_model
 
     evaluate_model(model, adapter, data, recipe, out, json)
+
+
+@app.command()
+def judge(
+    judge: Annotated[
+        list[str],
+        typer.Option(
+            "--judge",
+            help="A model, https://HOST/v1#MODEL, a file of verdicts, likelihood:MODEL or length; give it repeatedly.",
+        ),
+    ],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Further runs.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Rows of prompt, output_1, output_2 and perhaps label: 1, 2 or tie.")
+    ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--runs", help="Folders of runs that answered the same prompts: --runs A B C.")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", help="Grade single answers: helpfulness (1 to 6) or acceptance.")
+    ] = "",
+    reasons: Annotated[bool, typer.Option("--reasons", help="Let the judge write before it says its verdict.")] = False,
+    out: Out = None,
+    draws: Annotated[int, typer.Option("--draws", min=100, help="Bootstrap draws.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Which answer is better: by judges, against people, with the order's part in it; many runs as one ranking."""
+    from acclimate.cli.judge import Wish, judge_answers
+
+    wish = Wish(tuple(judge), data, (*(runs or ()), *(more or ())), scale, reasons, draws, seed)
+    judge_answers(wish, out, quiet, json)
 
 
 @app.command()
@@ -201,15 +244,27 @@ def export(
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="models, data, methods, objectives, metrics, samplers, schedules or adapters.")
+        str,
+        typer.Argument(
+            help="models, data, methods, objectives, metrics, samplers, schedules, tasks, templates or adapters."
+        ),
     ],
-    folder: Annotated[Path | None, typer.Argument(help="Where adapters are looked for; here without it.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER|NAME]", help="Where adapters are looked for, here without it; or a set of templates."
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option("--data", help="Show its first rows in each template of the set.")] = "",
     json: Json = False,
 ) -> None:
     """What there is, with one line each."""
-    from acclimate.cli.inspect import list_things
+    from acclimate.cli.inspect import list_things, preview
 
-    list_things(what, json, folder)
+    if what == "templates" and folder is not None:
+        preview(str(folder), data, json)
+    else:
+        list_things(what, json, folder, data)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from acclimate.data.examples import Example, Output
 from acclimate.metrics.intervals import Difference, Score, paired, score
-from acclimate.metrics.metric import Metric
+from acclimate.metrics.metric import Metric, fitted
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ def rows_of(
 ) -> Measured:
     """Each metric's rows, from the outputs of the kind it measures."""
     rows = {
-        m.name: tuple(m.row(o, e) for o, e in zip(outputs[kind_of(m, outputs)], examples, strict=True)) for m in metrics
+        m.name: tuple(m.row(o, e) for o, e in zip(outputs[kind_of(m, outputs)], examples, strict=True))
+        for m in (fitted(metric, examples) for metric in metrics)
     }
     return Measured({kind: tuple(given) for kind, given in outputs.items()}, rows)
 

@@ -4,17 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate
-from acclimate.models.logprobs import logprobs
+from acclimate.models.logprobs import judged, logprobs
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
 
 
-@torch.no_grad()
 def score(
     model: nn.Module,
     rows: Sequence[Encoded],
@@ -29,7 +29,35 @@ def score(
     So is what all rows of a batch begin with, such as instructions and shots.
     tick(n) is told after every batch that n more rows are done.
     """
-    results = [0.0] * len(rows)
+    sums = _summed(model, rows, fill, lambda model, batch: logprobs(model, batch)[:, None], budget, tick)
+    return [total for (total,) in sums]
+
+
+def judge(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    fill: int,
+    *,
+    budget: int = 4096,
+    tick: Callable[[int], None] | None = None,
+) -> list[tuple[float, bool]]:
+    """As `score`, and whether each scored token is the likeliest in its place: what greedy decoding would write."""
+    sums = _summed(model, rows, fill, judged, budget, tick)
+    counts = [sum(row.scored if row.source else row.scored[1:]) for row in rows]
+    return [(total, hits == count) for (total, hits), count in zip(sums, counts, strict=True)]
+
+
+@torch.no_grad()
+def _summed(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    fill: int,
+    ask: Callable[[nn.Module, Batch], Float[Tensor, "n k"]],
+    budget: int,
+    tick: Callable[[int], None] | None,
+) -> list[list[float]]:
+    """The k numbers that `ask` gives for each place, summed over the places of each row."""
+    results: list[list[float]] = [[]] * len(rows)
     sharing = not is_encoder_decoder(model) and _causal(model)
     shared = _hosts(rows) if sharing else {i: i for i in range(len(rows))}
     guests: dict[int, list[int]] = {}
@@ -39,8 +67,9 @@ def score(
         for hosts in _budgeted(sorted(guests, key=lambda i: (-rows[i].size, i)), rows, budget):
             batch = collate(model, [rows[i] for i in hosts], fill, share=True)
             batch, members = _ask_for_guests(batch, hosts, guests, rows) if sharing else (batch, list(hosts))
-            sums = torch.zeros(len(members), dtype=torch.float64)
-            sums.index_add_(0, batch.owner.cpu(), logprobs(model, batch).double().cpu())
+            values = ask(model, batch).double().cpu()
+            sums = torch.zeros(len(members), values.shape[1], dtype=torch.float64)
+            sums.index_add_(0, batch.owner.cpu(), values)
             for member, value in zip(members, sums.tolist(), strict=True):
                 results[member] = value
             if tick is not None:

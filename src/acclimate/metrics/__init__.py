@@ -8,29 +8,40 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from acclimate.errors import RecipeError, unknown
+from acclimate.metrics.bias import Association, Representation
+from acclimate.metrics.calibration import Brier, CoverageArea, Curve, Ece, EceMass, SelectiveAccuracy
 from acclimate.metrics.correlation import Matthews, MeanAbsoluteError, MeanSquaredError, Pearson, Spearman
-from acclimate.metrics.labels import F1, Accuracy, BalancedAccuracy, ExactMatch, F1a, MacroF1, plain
+from acclimate.metrics.diversity import Distinct1, Distinct2, Distinct3
+from acclimate.metrics.labels import F1, Accuracy, BalancedAccuracy, ExactMatch, F1a, Labelled, MacroF1, plain
 from acclimate.metrics.likelihood import BitsPerByte, Perplexity
 from acclimate.metrics.metric import Metric, Summed
-from acclimate.metrics.overlap import Bleu, Chrf, Rouge1, Rouge2, RougeL
+from acclimate.metrics.overlap import Bleu, Chrf, Meteor, Rouge1, Rouge2, RougeL, Ter
 from acclimate.metrics.spans import EntityF1, SquadExact, SquadF1, TagAccuracy
+from acclimate.metrics.toxicity import Toxicity, ToxicShare
+from acclimate.metrics.weighted import Cider, Nist
 
 Answer = Literal["text", "span", "number", "tags"]  # what a task without labels asks for
 
-_OfLabels = type[Accuracy] | type[BalancedAccuracy] | type[MacroF1] | type[Matthews] | type[F1]
+_OfLabels = type[Labelled] | type[Ece] | type[Brier] | type[EceMass] | type[SelectiveAccuracy] | type[CoverageArea]
 _Free = type[Summed] | type[Spearman]
 
 _OF_LABELS: Mapping[str, _OfLabels] = {
-    metric.name: metric for metric in (Accuracy, BalancedAccuracy, MacroF1, Matthews, F1, F1a)
+    metric.name: metric
+    for metric in (
+        *(Accuracy, BalancedAccuracy, MacroF1, Matthews, F1, F1a),
+        *(Ece, EceMass, Brier, SelectiveAccuracy, CoverageArea),
+    )
 }
 _FREE: Mapping[str, _Free] = {
     metric.name: metric
     for metric in (
         *(ExactMatch, Rouge1, Rouge2, RougeL, Bleu, Chrf, SquadF1, SquadExact, Perplexity, BitsPerByte),
+        *(Ter, Meteor, Nist, Cider, Distinct1, Distinct2, Distinct3),
+        *(Representation, Association, Toxicity, ToxicShare),
         *(Pearson, Spearman, MeanSquaredError, MeanAbsoluteError, EntityF1, TagAccuracy),
     )
 }
-METRICS: Mapping[str, _OfLabels | _Free] = {**_OF_LABELS, **_FREE}
+METRICS: Mapping[str, type[Summed] | type[Curve] | type[Spearman]] = {**_OF_LABELS, **_FREE}
 _DEFAULT: Mapping[Answer, tuple[str, ...]] = {
     "text": ("rougeL", "rouge1", "rouge2"),
     "span": ("squad_f1", "squad_exact"),

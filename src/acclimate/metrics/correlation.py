@@ -11,14 +11,14 @@ from numpy.typing import ArrayLike
 
 from acclimate.data.examples import Example, Output
 from acclimate.errors import DataError
-from acclimate.metrics.labels import pair, parts, tally
+from acclimate.metrics.labels import Labelled, parts
 from acclimate.metrics.metric import Array, Kind, Summed, checked, defined, ratio
 
 CONSTANT = 1e-12  # a variance below this share of the mean square is rounding
 
 
 @dataclass(frozen=True)
-class Matthews(Summed):
+class Matthews(Labelled):
     """Correlation of targets and answers, -1 to 1, for two labels and for more.
 
     R_K of Gorodkin 2004, Computational Biology and Chemistry 28, eq. 8; Matthews 1975 for two. An answer that is no
@@ -28,18 +28,8 @@ class Matthews(Summed):
     0.5773502691896258
     """
 
-    labels: tuple[str, ...]
     name: ClassVar[str] = "matthews"
-    kind: ClassVar[Kind] = "labels"
     limits: ClassVar[tuple[float, float]] = (-1.0, 1.0)
-
-    def row(self, output: Output, example: Example) -> tuple[float, float]:
-        """(target, answer) as indices into `labels`."""
-        return pair(output, example, self.labels)
-
-    def statistics(self, rows: Array) -> Array:
-        """(n, 3 K): see `tally`."""
-        return tally(rows, len(self.labels)).reshape(len(rows), -1)
 
     def value(self, sums: Array) -> Array:
         """(n hits - Σ targets · answers) / √((n² - Σ targets²) (n² - Σ answers²)), sums over the labels."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from acclimate.errors import DataError
-from acclimate.metrics.metric import Array, Metric, Summed, checked
+from acclimate.metrics.metric import Array, Metric, Summed, checked, resampled
 
 CELLS = 1 << 22  # of (draws, n) held at once: 32 MiB
 TIE = 1e-9  # two values of a metric nearer than this differ by rounding alone
@@ -76,7 +76,7 @@ def interval(
         low, high = own(kept, level)
         return float(low), float(high)
     value = metric.combine(kept)
-    values = _resampled(lambda counts: _values(metric, kept, counts), _drawn(len(kept), draws, seed))
+    values = _resampled(lambda counts: resampled(metric, kept, counts), _drawn(len(kept), draws, seed))
     if _agree(values):
         return unseen(value, _limits(metric), len(kept), level)
     return _bca(value, values, _without_each(metric, kept), level)
@@ -102,7 +102,7 @@ def paired(
         raise DataError(f"{metric.name}: a paired test needs the same examples; got {len(before)} and {len(after)}.")
     n, value = len(before), metric.combine(after) - metric.combine(before)
     values = _resampled(
-        lambda counts: _values(metric, after, counts) - _values(metric, before, counts), _drawn(n, draws, seed)
+        lambda counts: resampled(metric, after, counts) - resampled(metric, before, counts), _drawn(n, draws, seed)
     )
     if _agree(values):
         least, most = _limits(metric)
@@ -167,20 +167,12 @@ def _limits(metric: Metric) -> tuple[float, float]:
     return getattr(metric, "limits", (-np.inf, np.inf))
 
 
-def _values(metric: Metric, rows: Array, counts: Array) -> Array:
-    """The metric of each resample: rows (n, k), counts (draws, n) → (draws,)."""
-    own = getattr(metric, "resampled", None)
-    if own is not None:
-        return np.asarray(own(rows, counts), dtype=np.float64)
-    return np.array([metric.combine(np.repeat(rows, taken, axis=0)) for taken in counts.astype(np.intp)])
-
-
 def _without_each(metric: Metric, rows: Array) -> Array:
     """The metric without each row in turn: (n, k) → (n,)."""
     if isinstance(metric, Summed):
         statistics = metric.statistics(rows)
         return metric.value(statistics.sum(0) - statistics)
-    return _resampled(lambda counts: _values(metric, rows, counts), _omitted(len(rows)))
+    return _resampled(lambda counts: resampled(metric, rows, counts), _omitted(len(rows)))
 
 
 def _randomised(metric: Metric, before: Array, after: Array, draws: int, seed: int) -> Array:
@@ -189,7 +181,7 @@ def _randomised(metric: Metric, before: Array, after: Array, draws: int, seed: i
 
     def difference(swap: Array) -> Array:
         kept = 1 - swap
-        return _values(metric, both, np.hstack([swap, kept])) - _values(metric, both, np.hstack([kept, swap]))
+        return resampled(metric, both, np.hstack([swap, kept])) - resampled(metric, both, np.hstack([kept, swap]))
 
     return _resampled(difference, _swaps(len(before), draws, seed))
 

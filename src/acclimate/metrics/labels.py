@@ -22,16 +22,26 @@ NONE = -1  # the index of an answer that is no label; in a matrix with one more 
 
 
 @dataclass(frozen=True)
-class Accuracy(Summed):
-    """Share of examples whose label is right."""
+class Labelled(Summed):
+    """A metric of (target, answer): unless it says otherwise it is a function of the hits, targets and answers by label."""
 
     labels: tuple[str, ...]
-    name: ClassVar[str] = "accuracy"
     kind: ClassVar[Kind] = "labels"
 
     def row(self, output: Output, example: Example) -> tuple[float, float]:
         """(target, answer) as indices into `labels`."""
         return pair(output, example, self.labels)
+
+    def statistics(self, rows: Array) -> Array:
+        """(n, 3 K): see `tally`."""
+        return tally(rows, len(self.labels)).reshape(len(rows), -1)
+
+
+@dataclass(frozen=True)
+class Accuracy(Labelled):
+    """Share of examples whose label is right."""
+
+    name: ClassVar[str] = "accuracy"
 
     def statistics(self, rows: Array) -> Array:
         """(n, 2): right or not, and 1."""
@@ -44,20 +54,10 @@ class Accuracy(Summed):
 
 
 @dataclass(frozen=True)
-class BalancedAccuracy(Summed):
+class BalancedAccuracy(Labelled):
     """Recall of each label, averaged over the labels that occur as targets. Brodersen et al. 2010, ICPR."""
 
-    labels: tuple[str, ...]
     name: ClassVar[str] = "balanced_accuracy"
-    kind: ClassVar[Kind] = "labels"
-
-    def row(self, output: Output, example: Example) -> tuple[float, float]:
-        """(target, answer) as indices into `labels`."""
-        return pair(output, example, self.labels)
-
-    def statistics(self, rows: Array) -> Array:
-        """(n, 3 K): see `tally`."""
-        return tally(rows, len(self.labels)).reshape(len(rows), -1)
 
     def value(self, sums: Array) -> Array:
         """Mean of hits / targets where there are targets."""
@@ -81,20 +81,10 @@ class BalancedAccuracy(Summed):
 
 
 @dataclass(frozen=True)
-class MacroF1(Summed):
+class MacroF1(Labelled):
     """F1 of each label, averaged over the labels that occur as targets: the same labels for every system compared."""
 
-    labels: tuple[str, ...]
     name: ClassVar[str] = "macro_f1"
-    kind: ClassVar[Kind] = "labels"
-
-    def row(self, output: Output, example: Example) -> tuple[float, float]:
-        """(target, answer) as indices into `labels`."""
-        return pair(output, example, self.labels)
-
-    def statistics(self, rows: Array) -> Array:
-        """(n, 3 K): see `tally`."""
-        return tally(rows, len(self.labels)).reshape(len(rows), -1)
 
     def value(self, sums: Array) -> Array:
         """Mean of F1 = 2 hits / (targets + answers) where there are targets."""
@@ -103,7 +93,7 @@ class MacroF1(Summed):
 
 
 @dataclass(frozen=True)
-class F1(Summed):
+class F1(Labelled):
     """F1 of one label, the positive one: the last of the labels, unless it is named.
 
     No value where it is neither a target nor an answer.
@@ -112,14 +102,8 @@ class F1(Summed):
     0.6666666666666666
     """
 
-    labels: tuple[str, ...]
     positive: str = ""
     name: ClassVar[str] = "f1"
-    kind: ClassVar[Kind] = "labels"
-
-    def row(self, output: Output, example: Example) -> tuple[float, float]:
-        """(target, answer) as indices into `labels`."""
-        return pair(output, example, self.labels)
 
     def statistics(self, rows: Array) -> Array:
         """(n, 3): a hit, a target, an answer of the positive label, or not."""

@@ -4,6 +4,7 @@ Rows are what is kept, so that intervals, paired tests and slices need neither t
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ class Metric(Protocol):
 
     A metric may also have `interval(rows, level) -> (low, high)`, where something better than the bootstrap is known,
     `limits`, the least and the greatest value it can take, and `resampled(rows, counts) -> (draws,)`, its value for many
-    resamples at once, of which counts (draws, n) says how often each takes each row.
+    resamples at once, of which counts (draws, n) says how often each takes each row, and `fitted(examples) -> Metric`,
+    where a row needs something of all the examples; see `fitted`.
     """
 
     @property
@@ -75,6 +77,25 @@ class Summed(ABC):
         """The metric over rows (n, k). DataError where there is no row, or none that counts."""
         kept = checked(rows, self.name)
         return defined(float(self.value(self.statistics(kept).sum(0))), self.name, len(kept))
+
+
+def fitted(metric: Metric, examples: Sequence[Example]) -> Metric:
+    """The metric as it stands for a set of examples: NIST and CIDEr weigh words by how rare they are in all references.
+
+    The weights are then fixed, in every resample and for every system that is asked the same examples: an interval says
+    how sure a score is with these weights.
+    """
+    own = getattr(metric, "fitted", None)
+    made: Metric = metric if own is None else own(examples)
+    return made
+
+
+def resampled(metric: Metric, rows: Array, counts: Array) -> Array:
+    """The metric of each resample: rows (n, k), how often it takes each row (draws, n) → (draws,)."""
+    own = getattr(metric, "resampled", None)
+    if own is not None:
+        return np.asarray(own(rows, counts), dtype=np.float64)
+    return np.array([metric.combine(np.repeat(rows, taken, axis=0)) for taken in counts.astype(np.intp)])
 
 
 def checked(rows: ArrayLike, name: str) -> Array:

@@ -1,8 +1,8 @@
-"""Words and characters shared with a reference: ROUGE, BLEU, chrF."""
+"""Words and characters shared with a reference: ROUGE, BLEU, chrF, TER, METEOR."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar
@@ -120,6 +120,88 @@ class Chrf(Summed):
         return 100 * np.nan_to_num(ratio(5 * precision * recall, 4 * precision + recall))
 
 
+@dataclass(frozen=True)
+class Ter(Summed):
+    """Edits for each 100 words of the reference, moved runs of words one edit, as sacreBLEU counts. Snover et al. 2006.
+
+    Of several references the nearest counts, over their mean length. Words are split at spaces, in lower case.
+
+    >>> row = Ter().row(Output("outside it is cold"), Example("", "it is very cold outside"))
+    >>> row, Ter().combine([row])  # one move, one word put in
+    ((2.0, 5.0), 40.0)
+    """
+
+    name: ClassVar[str] = "ter"
+    higher_is_better: ClassVar[bool] = False
+    limits: ClassVar[tuple[float, float]] = (0.0, np.inf)
+
+    def row(self, output: Output, example: Example) -> tuple[float, float]:
+        """(edits to the nearest reference, mean length of the references in words)."""
+        found = _ter().corpus_score([output.text], [[answer] for answer in example.answers])
+        return float(found.num_edits), float(found.ref_length)
+
+    def statistics(self, rows: Array) -> Array:
+        """The rows themselves."""
+        return rows
+
+    def value(self, sums: Array) -> Array:
+        """100 edits / length; where all references are empty, 100 for any edit and 0 for none."""
+        edits, length = sums[..., 0], sums[..., 1]
+        return 100 * np.where(length > 0, ratio(edits, length), np.sign(edits))
+
+
+@dataclass(frozen=True)
+class Meteor(Summed):
+    """Mean METEOR: recall-heavy F of aligned words, less for every break in their order; best reference. Lavie & Agarwal 2007.
+
+    Through nltk, alpha 0.9, beta 3, gamma 0.5. Words go together that are equal or have one Porter stem. The stage of
+    synonyms is left out: no package holds WordNet, and a score must not depend on what is installed beside us.
+
+    >>> [score] = Meteor().row(Output("it is cold outside"), Example("", "it is very cold outside"))
+    >>> round(score, 6)  # F = 10 · 1 · 0.8 / (0.8 + 9 · 1) = 0.816327, two runs of 4 words: · (1 - (2 / 4)³ / 2)
+    0.765306
+    """
+
+    name: ClassVar[str] = "meteor"
+
+    def row(self, output: Output, example: Example) -> tuple[float]:
+        """The score against the reference that gives the most, 0 to 1."""
+        return (meteor(words(output.text), [words(answer) for answer in example.answers]),)
+
+
+def words(text: str) -> list[str]:
+    """Words of any script in lower case, without punctuation.
+
+    >>> words("It's cold, 我!")
+    ['it', 's', 'cold', '我']
+    """
+    return WORD.findall(text.lower())
+
+
+def mteval_words(text: str) -> list[str]:
+    """Words and punctuation in lower case, split as mteval-v13a does.
+
+    >>> mteval_words("It's $5.50, OK?")
+    ["it's", '$', '5.50', ',', 'ok', '?']
+    """
+    return str(_mteval()(text.lower())).split()
+
+
+def meteor(text: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """METEOR of words in lower case, 0 to 1; the best over the references."""
+    from nltk.translate.meteor_score import meteor_score
+
+    return float(meteor_score(references, text, wordnet=_NoSynonyms()))
+
+
+class _NoSynonyms:
+    """Stands where nltk expects WordNet."""
+
+    def synsets(self, word: str) -> list[Any]:
+        """None of any word."""
+        return []
+
+
 def rouge(kind: str, output: Output, example: Example) -> float:
     """F1 of rouge1, rouge2 or rougeL, 0 to 1, the best over the answers, through Google's rouge_score.
 
@@ -139,12 +221,12 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         """Words of a text."""
-        return list(_words(text, self.latin))
+        return list(_split(text, self.latin))
 
 
 @lru_cache(maxsize=4096)
-def _words(text: str, latin: bool) -> tuple[str, ...]:
-    return tuple(_stemmer().tokenize(text) if latin else WORD.findall(text.lower()))
+def _split(text: str, latin: bool) -> tuple[str, ...]:
+    return tuple(_stemmer().tokenize(text) if latin else words(text))
 
 
 def _is_latin(text: str) -> bool:
@@ -172,6 +254,18 @@ def _bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU()
+
+
+@cache
+def _mteval() -> Any:
+    return _bleu().tokenizer
+
+
+@cache
+def _ter() -> Any:
+    from sacrebleu.metrics.ter import TER
+
+    return TER()
 
 
 def _runs(text: str) -> Iterator[Counter[str]]:

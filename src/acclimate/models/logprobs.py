@@ -1,6 +1,6 @@
 """Log-probabilities of the scored tokens of a batch: the one place where logits are made for losses and scores."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from acclimate.models.outline import head_of, is_encoder_decoder, outline, trunk_of
 from acclimate.tokens.batch import Batch
 
+Read = Callable[[Tensor, Tensor], Tensor]  # logits (n, vocab) and targets (n,) → a number, or several, for each
 ROWS_AT_ONCE = 512  # rows of logits that exist at a time
 ROUND = 64  # rows of logits by which their number grows
 
@@ -21,15 +22,24 @@ def logprobs(model: nn.Module, batch: Batch) -> Float[Tensor, " n"]:
     The head is asked at the scored places only, and its logits are made again in the backward pass, so that
     tokens × vocabulary is never held.
     """
+    return _read(model, batch, _gather)
+
+
+def judged(model: nn.Module, batch: Batch) -> Float[Tensor, "n 2"]:
+    """As `logprobs`, and beside it 1 where the target is the likeliest token, else 0; (n, 2)."""
+    return _read(model, batch, _compared)
+
+
+def _read(model: nn.Module, batch: Batch, read: Read) -> Tensor:
     if not outline(model).apart:
         logits = model(**inputs(model, batch)).logits
-        return _gather(logits.flatten(0, 1)[batch.predict], batch.targets)
+        return read(logits.flatten(0, 1)[batch.predict], batch.targets)
     count = len(batch.targets)
     spare = (0, -count % ROUND if count > ROUND else 0)  # rows that round the head's shape, and are left out again
     targets = nn.functional.pad(batch.targets, spare)
     hidden = nn.functional.pad(hidden_at(model, batch), (0, 0, *spare))
-    pieces = [_piece(head_of(model), h, t) for h, t in _blocks(hidden, targets)]
-    return torch.cat(pieces)[:count] if pieces else hidden.new_zeros(0, dtype=torch.float32)
+    pieces = [_piece(head_of(model), h, t, read) for h, t in _blocks(hidden, targets)]
+    return torch.cat(pieces)[:count] if pieces else read(hidden.new_zeros(0, 1, dtype=torch.float32), targets)
 
 
 def hidden_at(model: nn.Module, batch: Batch) -> Float[Tensor, "n d"]:
@@ -44,16 +54,20 @@ def _blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True)
 
 
-def _piece(head: nn.Module, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def _piece(head: nn.Module, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"], read: Read) -> Tensor:
     if not torch.is_grad_enabled():
-        return _gather(head(hidden), targets)
-    return checkpoint(lambda h: _gather(head(h), targets), hidden, use_reentrant=False)  # type: ignore[no-any-return]
+        return read(head(hidden), targets)
+    return checkpoint(lambda h: read(head(h), targets), hidden, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def _gather(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """(n, vocab), (n,) → (n,): log softmax at the target, in at least float32."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.gather(-1, targets[:, None]).squeeze(-1) - wide.logsumexp(-1)
+
+
+def _compared(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+    return torch.stack([values := _gather(logits, targets), (logits.argmax(-1) == targets).to(values)], dim=-1)
 
 
 def inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -169,6 +169,12 @@ def rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x1, y1, x2, y2)
 
 
+def rectangle(x: float, y: float, width: float, height: float, kind: str) -> Markup:
+    """A filled box; (x, y) is its upper left corner."""
+    template = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
+    return template.format(kind, x, y, width, height)
+
+
 def words(x: float, y: float, text: str, kind: str, anchor: str = "start") -> Markup:
     """Text at a place."""
     template = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')

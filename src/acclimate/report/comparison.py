@@ -1,15 +1,11 @@
 """The page of a comparison: a verdict, a table to sort, quality against each cost, curves, the search. One HTML file."""
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from markupsafe import Markup
 
-from acclimate.report import charts, pareto, sections
+from acclimate.report import boxes, charts, pareto, sections
 from acclimate.report.figures import (
     at,
     capital,
@@ -24,7 +20,7 @@ from acclimate.report.figures import (
     size,
     spoken,
 )
-from acclimate.report.page import environment, printable, source_of
+from acclimate.report.page import environment, printable, script, source_of
 
 SHOWN = 3  # metrics that have a column
 
@@ -41,7 +37,7 @@ class Cell(NamedTuple):
 
 def comparison_page(found: Mapping[str, Any]) -> str:
     """One HTML document from what compare.json holds. Same input, same bytes."""
-    script = (Path(__file__).parent / "comparison.js").read_text(encoding="utf-8")
+    code, digest = script("comparison.js")
     rows = well(found)
     return (
         environment()
@@ -57,6 +53,7 @@ def comparison_page(found: Mapping[str, Any]) -> str:
             failed=[(called(r), clean(r["failed"], 500)) for r in found["rows"] if r["failed"]],
             pictures=pictures(found),
             study=study(found),
+            seeds=seeds(found),
             curves=[_curve(row) for row in rows if row["curve"]["train"]],
             search=_search(found),
             learned=[(called(row), tables) for row in rows if (tables := sections.learned(row))],
@@ -65,8 +62,8 @@ def comparison_page(found: Mapping[str, Any]) -> str:
             provenance=sections.provenance(found),
             recipe=clean(yaml.safe_dump(printable(found["recipe"]), sort_keys=False, allow_unicode=True), 40_000),
             command=clean(at(found, "provenance", "command"), 500),
-            script=Markup(script),
-            digest=b64encode(sha256(script.encode()).digest()).decode(),
+            script=code,
+            digest=digest,
         )
     )
 
@@ -321,6 +318,20 @@ def study(found: Mapping[str, Any]) -> dict[str, Any] | None:
     axes = ("training examples" if given["x"] == "data.limit.train" else axes[0], axes[1])
     chart, names = pareto.study(series, axes, _base(found, given["metric"]))
     return {"chart": chart, "names": [spoken(name) for name in names], "x": axes[0]}
+
+
+def seeds(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first metric of every seed of every rung; None where no rung has more than one."""
+    rows = well(found)
+    if not any(len(row["seeds"]) > 1 for row in rows):
+        return None
+    first, places, lines = found["task"]["metrics"][0], _places(found), []
+    for index, row in numbered(rows):
+        values = tuple(float(each["scores"][first]) for each in row["seeds"])
+        ends = " to ".join(dict.fromkeys(fixed(end, places) for end in (min(values), max(values))))
+        lines.append(boxes.Boxed(f"{index} {called(row, 28)}", ends, {"result": values}))
+    label = f"{capital(spoken(first))} of each seed. " + ". ".join(f"{line.name}: {line.words}" for line in lines)
+    return {"chart": boxes.boxes(lines, spoken(first), label), "metric": spoken(first)}
 
 
 def _curve(row: Row) -> dict[str, Any]:

@@ -1,14 +1,20 @@
-"""The report as one HTML file that needs nothing else: no network, no script, no fonts, no images."""
+"""The report as one HTML file that needs nothing else: no network, no fonts, no images, and no script to be read."""
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from acclimate.report import pictures, sections
+from acclimate.report.answers import Row, Rows
+from acclimate.report.browser import browser
 from acclimate.report.changes import changes
 from acclimate.report.figures import at, capital, clean, fixed, number, percent, spoken
 from acclimate.report.verdict import BETTER, UNCLEAR, WORSE, comparisons, verdict
@@ -20,9 +26,10 @@ _SIGN = {BETTER: "▲", WORSE: "▼", UNCLEAR: "≈"}
 def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]) -> str:
     """One HTML document: the verdict first, then all that it rests on. Same input, same bytes.
 
-    report, log, predictions: what report.json, log.jsonl and predictions.jsonl hold. What is absent is left out.
+    report, log, predictions: what report.json, log.jsonl and predictions.jsonl hold, of the last at most `browser.MOST`
+    rows are in the page. What is absent is left out.
     """
-    found = comparisons(report)
+    code, digest = script("page.js")
     return (
         environment()
         .get_template("page.html.j2")
@@ -34,11 +41,7 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
             verdict=verdict(report),
             warnings=[clean(each, 500) for each in (report.get("warnings") or [])[:20]],
             tiles=sections.tiles(report),
-            scores=[pictures.score_row(each) for each in found[: sections.ROWS]],
-            score_charts=pictures.score_charts(found),
-            loss=pictures.loss(report, log),
-            labels=pictures.labels(report, predictions),
-            changes=changes(report, predictions),
+            **_measured(report, log, predictions),
             sample=sections.sample(report),
             rendering=sections.rendering(report),
             forgetting=sections.forgetting(report),
@@ -50,10 +53,35 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
             ),
             provenance=sections.provenance(report),
             command=clean(at(report, "provenance", "command") or "acclimate run recipe.yaml", 500),
+            script=code,
+            digest=digest,
         )
     )
 
 
+def _measured(report: Mapping[str, Any], log: Sequence[Row], predictions: Rows) -> dict[str, Any]:
+    """What rests on measurements, one entry a section, and `opening`, the picture beside the verdict."""
+    found = comparisons(report)
+    return {
+        "opening": pictures.opening(found),
+        "scores": [pictures.score_row(each) for each in found[: sections.ROWS]],
+        "score_charts": pictures.score_charts(found),
+        "loss": pictures.loss(report, log),
+        "labels": pictures.labels(report, predictions),
+        "calibration": pictures.reliability(report),
+        "groups": pictures.groups(report),
+        "changes": changes(report, predictions),
+        "browser": browser(report, predictions),
+    }
+
+
+def script(name: str) -> tuple[Markup, str]:
+    """A script of this folder, and the sha256 by which the page's policy lets it, and nothing else, run."""
+    code = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return Markup(code), b64encode(sha256(code.encode()).digest()).decode()
+
+
+@cache
 def environment() -> Environment:
     """The templates of this folder, with the filters that they use."""
     loader = FileSystemLoader(Path(__file__).parent)

@@ -1,17 +1,19 @@
-"""The parts of a report that are drawn: scores with their intervals, the course of training, labels one by one."""
+"""The parts of a report that are drawn: scores with intervals, the course of training, labels, calibration, groups."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from acclimate.report import charts
-from acclimate.report.changes import confused, confusion
+from acclimate.report import boxes, calibration, charts
+from acclimate.report.answers import SIDES
+from acclimate.report.changes import confused
 from acclimate.report.figures import at, capital, clean, finite, fixed, number, pair, probability, spoken
 from acclimate.report.verdict import BETTER, WORSE, Comparison, Estimate
 
-LABELS = 10  # more labels than this: the commonest mistakes instead of a matrix
+LABELS = 10  # more labels than this: the commonest mistakes besides the matrices, which stand one below the other
 ROWS = 40  # of the table of labels
+GROUPS = 30  # tasks that have a box
 
 
 def _span(estimate: Estimate | None, decimals: int) -> str:
@@ -45,6 +47,13 @@ def score_charts(found: Sequence[Comparison]) -> list[tuple[Markup, Markup]]:
     return [(_before_after(group), _differences(group)) for group in groups]
 
 
+def opening(found: Sequence[Comparison]) -> Markup | None:
+    """The first metric before and after, on its whole scale where it has one: the picture beside the verdict."""
+    if not found or not (found[0].base and found[0].result):
+        return None
+    return _before_after(found[:1], within=(0.0, 1.0) if _is_share(found[0]) else None)
+
+
 def _is_share(each: Comparison) -> bool:
     ends = [
         end for side in (each.base, each.result) if side for end in (side.value, side.low, side.high) if end is not None
@@ -52,7 +61,7 @@ def _is_share(each: Comparison) -> bool:
     return each.higher_is_better and all(0 <= end <= 1 for end in ends)
 
 
-def _before_after(group: Sequence[Comparison]) -> Markup:
+def _before_after(group: Sequence[Comparison], within: tuple[float, float] | None = None) -> Markup:
     lines = []
     for each in group:
         sides = [(kind, side) for kind, side in (("base", each.base), ("result", each.result)) if side]
@@ -61,7 +70,9 @@ def _before_after(group: Sequence[Comparison]) -> Markup:
         lines.append(charts.Line(_short(each.name), words, marks))
     axis = "score" if len(group) > 1 else spoken(group[0].name)
     label = "Score before and after with 95 % intervals. " + ". ".join(f"{line.name}: {line.words}" for line in lines)
-    return charts.forest(lines, axis + ("" if group[0].higher_is_better else " (lower is better)"), label)
+    return charts.forest(
+        lines, axis + ("" if group[0].higher_is_better else " (lower is better)"), label, within=within
+    )
 
 
 def _differences(group: Sequence[Comparison]) -> Markup:
@@ -136,32 +147,43 @@ def labels(report: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) 
     rows = [row for row in recalls if row]
     if len(names) > LABELS:
         rows = sorted(rows, key=lambda row: (-row["n"], row["name"]))
-    matrices = []
-    if len(names) <= LABELS and predictions:
-        tables = [(side, confusion(predictions, names, side)) for side in ("base", "result")]
-        matrices = [
-            (side, [clean(c, 24) for c in columns], list(zip(map(_short_label, names), table)))
-            for side, (columns, table) in tables
-        ]
     return {
         "rows": rows[:ROWS],
         "left_out": max(0, len(rows) - ROWS),
         "chart": _recall_chart(rows[:LABELS]),
-        "matrices": matrices,
+        "matrices": _matrices(report.get("confusion") or {}),
+        "side_by_side": len(names) <= LABELS // 2,
+        "folded": finite(at(report, "confusion", "folded")) or 0,
         "mistakes": confused(predictions) if len(names) > LABELS else [],
     }
 
 
-def _short_label(name: str) -> str:
-    return clean(name, 24)
+def _matrices(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Before and after: names of columns, and rows of (name, cells), a cell being (count, its share of the row)."""
+    if not found:
+        return []
+    columns, names = ([clean(name, 24) for name in found[key]] for key in ("answered", "wanted"))
+    tables = [
+        [
+            (name, [(n, n / sum(counts) if any(counts) else 0.0) for n in counts])
+            for name, counts in zip(names, found[side])
+        ]
+        for side in SIDES
+    ]
+    return [{"title": title, "columns": columns, "rows": rows} for title, rows in zip(("Before", "After"), tables)]
 
 
 def _recall(name: str, row: Any) -> dict[str, Any] | None:
     base, result, n = (finite(at(row, key)) for key in ("base", "result", "n"))
     if base is None or result is None or n is None:
         return None
-    change = fixed(result - base, 2, sign=True)
-    return {"name": clean(name, 60), "n": int(n), "base": base, "result": result, "change": change}
+    change, ends = fixed(result - base, 2, sign=True), {side: _ends_of(row, side) for side in SIDES}
+    return {"name": clean(name, 60), "n": int(n), "base": base, "result": result, "change": change, "ends": ends}
+
+
+def _ends_of(row: Any, side: str) -> tuple[float, float] | None:
+    low, high = (finite(at(row, f"{side}_interval", end)) for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
 
 
 def _recall_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
@@ -170,7 +192,58 @@ def _recall_chart(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     lines = []
     for row in rows:
         words = f"{fixed(row['base'], 2)} → {fixed(row['result'], 2)}"
-        marks = (charts.Mark("base", row["base"]), charts.Mark("result", row["result"]))
+        marks = tuple(charts.Mark(side, row[side], *(row["ends"][side] or ())) for side in SIDES)
         lines.append(charts.Line(row["name"][:30], words, marks))
-    label = "Share answered rightly, by label. " + ". ".join(f"{line.name}: {line.words}" for line in lines)
+    label = "Share answered rightly, by label, with 95 % intervals where they are known. " + ". ".join(
+        f"{line.name}: {line.words}" for line in lines
+    )
     return charts.forest(lines, "share of the label's examples answered rightly (recall)", label, within=(0.0, 1.0))
+
+
+def reliability(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Confidence against accuracy before and after, and the calibration error with its interval."""
+    shown = []
+    for title, side in zip(("Before", "After"), SIDES):
+        found = at(report, "calibration", side)
+        if not found:
+            return []
+        ece = found["ece"]
+        told = f"calibration error {fixed(ece['value'], 3)} ({fixed(ece['low'], 3)} to {fixed(ece['high'], 3)})"
+        chart = calibration.diagram(found, side)
+        shown.append({"title": title, "side": side, "told": told, "chart": chart, "leaning": _leaning(found)})
+    return shown
+
+
+def _leaning(side: Mapping[str, Any]) -> str:
+    sure, right = (f"{100 * side[key]:.0f} %" for key in ("confidence", "accuracy"))
+    gap = side["confidence"] - side["accuracy"]
+    if abs(gap) < 0.02:
+        return f"as sure as right: {sure} confident, {right} right"
+    return f"{'surer' if gap > 0 else 'less sure'} than right: {sure} confident, {right} right"
+
+
+def groups(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A box for each task over its templates before and after, and the numbers in a table."""
+    found = report.get("groups")
+    if not found:
+        return None
+    tasks = sorted(found["tasks"].items(), key=lambda item: -item[1]["n"])
+    lines = [_boxed(name, task) for name, task in tasks[:GROUPS]]
+    metric = spoken(found["metric"])
+    label = f"{capital(metric)} by task, before and after. " + ". ".join(f"{x.name}: {x.words}" for x in lines)
+    ends = [v for line in lines for values in line.values.values() for v in values]
+    within = (0.0, 1.0) if all(0 <= end <= 1 for end in ends) else None
+    return {
+        "chart": boxes.boxes(lines, metric, label, within),
+        "metric": metric,
+        "left_out": max(0, len(tasks) - GROUPS),
+        "spread": any(task["templates"] for _, task in tasks),
+    }
+
+
+def _boxed(name: str, task: Mapping[str, Any]) -> boxes.Boxed:
+    parts = list(task["templates"].values()) or [task]
+    wordings = f", {len(parts)} wordings" if len(parts) > 1 else ""
+    told = f"{fixed(task['base'], 2)} → {fixed(task['result'], 2)} (n = {number(task['n'])}{wordings})"
+    values = {side: tuple(float(part[side]) for part in parts) for side in SIDES}
+    return boxes.Boxed(clean(name or "all rows", 28), told, values)

@@ -20,11 +20,11 @@ from acclimate.models.fingerprint import fingerprint, template_hash, tokenizer_h
 from acclimate.models.precision import DTYPES
 from acclimate.recipe import Recipe, dump, plain
 from acclimate.report.trackers import Tracker, safely, tracker
-from acclimate.run import tasks
+from acclimate.run import reference, tasks
 from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare, with_soft_tokens
-from acclimate.run.train import train
+from acclimate.run.train import autocast, train
 from acclimate.run.write import machine, predictions, provenance, report, spent_table, write
 from acclimate.training.checkpoint import atomic_write
 from acclimate.training.fit import Step
@@ -57,6 +57,7 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
     before = _base(prepared, run, heeding(voice.told, stop), voice)
     stamp = fingerprint(prepared.model)
     prepared, model = installed(prepared)
+    prepared = _ready(prepared, model, before, run, stamp)
     counts = parameters(model)
     voice.say(
         f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters train ({_name(prepared)})."
@@ -89,6 +90,13 @@ def installed(prepared: Prepared) -> tuple[Prepared, nn.Module]:
     return with_soft_tokens(prepared, model), model
 
 
+def _ready(prepared: Prepared, model: nn.Module, before: Answers, run: RunFolder, stamp: dict[str, str]) -> Prepared:
+    """With what is asked of the model before it trains, where the rows compare completions."""
+    reference.hold_bias(prepared, model)
+    mixed = autocast(model, prepared.recipe.training)
+    return reference.with_reference(prepared, model, before.task.answers, run, stamp["weights"], mixed)
+
+
 def worded(prepared: Prepared) -> Method:
     """The recipe's method, told the ids of the task's labels where it begins at words."""
     method, labels = prepared.recipe.method, prepared.recipe.task.labels
@@ -98,7 +106,8 @@ def worded(prepared: Prepared) -> Method:
 
 
 def with_threshold(prepared: Prepared, model: nn.Module) -> Prepared:
-    """With the threshold of a head of two labels as the recipe has it chosen, now that the model is trained."""
+    """With the threshold of a head of two labels as the recipe has it, and the zero of a reward, now that it is trained."""
+    reference.centre(prepared, model)
     if prepared.head is None:
         return prepared
     names = tuple(metric.name for metric in metrics_of(prepared))

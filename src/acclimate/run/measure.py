@@ -10,6 +10,7 @@ from torch import nn
 from acclimate.data.examples import Document, Example, Output, Tagged
 from acclimate.data.template import Template
 from acclimate.errors import DataError
+from acclimate.evaluation import preferences
 from acclimate.evaluation.evaluate import Measured, kinds, rows_of
 from acclimate.evaluation.general import instructions, texts
 from acclimate.evaluation.predictor import Choose, Generate, Likelihood, Predictor
@@ -18,7 +19,7 @@ from acclimate.metrics.labels import ExactMatch
 from acclimate.metrics.likelihood import Perplexity
 from acclimate.metrics.metric import Metric
 from acclimate.recipe import Task
-from acclimate.run import tasks
+from acclimate.run import reference, tasks
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.codec import Codec
 
@@ -54,6 +55,8 @@ def from_json(table: Mapping[str, Any]) -> Answers:
 
 def metrics_of(prepared: Prepared) -> tuple[Metric, ...]:
     """The recipe's metrics, or those that suit the task."""
+    if prepared.pairs:
+        return preferences.choose(prepared.recipe.task.metrics, prepared.parts.test.rows, writes=prepared.head is None)
     labels = prepared.recipe.task.labels
     names = prepared.recipe.task.metrics or _default(prepared)
     return choose(names, labels or None)
@@ -78,7 +81,9 @@ def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
     examples = prepared.parts.test.rows
     metrics = metrics_of(prepared)
     asked = {}
-    for kind in kinds(metrics, prepared.recipe.task.labels):
+    if prepared.pairs:
+        asked = {"number": reference.answering(prepared, model)(examples, told("evaluation (rewards)", len(examples)))}
+    for kind in kinds(metrics, prepared.recipe.task.labels) if not prepared.pairs else ():
         reader, given = prepared.codec, prepared.recipe
         predictor = predictor_for(
             kind, given.task, model, reader, prepared.template, prepared.context, given.evaluation.seed, prepared.head

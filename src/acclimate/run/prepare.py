@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from acclimate.data.examples import Conversation, Document, Example, Row, Tagged
+from acclimate.data.examples import Conversation, Document, Example, Preference, Ranking, Row, Tagged
 from acclimate.data.read import Table, read
 from acclimate.data.sandbox import compiled
 from acclimate.data.sources import resolve_data
-from acclimate.data.split import Shares, overlap, plain, split
+from acclimate.data.split import Shares, overlap, plain, prompt_of, split
 from acclimate.data.template import Template, segments
 from acclimate.errors import DataError, RecipeError
 from acclimate.methods.soft import soft_of
 from acclimate.models.load import Loaded, load, terminators
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.models.precision import Precision, choose, device
+from acclimate.objectives import Reward
 from acclimate.recipe import Data, Recipe, Task
-from acclimate.run import tasks
+from acclimate.run import preferences, tasks
 from acclimate.tokens.codec import Codec, Encoded, codec, refuse_control_tokens
 from acclimate.tokens.truncate import Fitted, fit_rows
 from acclimate.training.fit import Objective
 
-LEARNABLE = (Example, Conversation, Document, Tagged)
+LEARNABLE = (Example, Conversation, Document, Tagged, Preference, Ranking)
 HELD_OUT = {"dev": 0.1, "test": 0.15}  # of the training source, where it has no file of its own
 
 
@@ -62,6 +63,7 @@ class Prepared:
     train: Fitted
     dev: Fitted
     head: tasks.HeadTask | None = None  # what answers, where the model does not write
+    pairs: preferences.Comparisons | None = None  # the rows as ids, where they compare completions
 
     @property
     def objective(self) -> Objective:
@@ -156,6 +158,8 @@ def _key(task: Task) -> Any:
             return row.text
         if isinstance(row, Tagged):
             return " ".join(row.tokens)
+        if isinstance(row, Preference | Ranking):
+            return prompt_of(row)
         assert isinstance(row, Conversation)
         return "\n".join(m.content for m in row.messages if m.role != "assistant")
 
@@ -176,7 +180,10 @@ def prepare(recipe: Recipe) -> Prepared:
     found = parts(recipe.data, recipe.task)
     where = device()
     dtype = choose(recipe.training.precision, where)
-    loaded = load(recipe.model, dtype=dtype, task="encoder" if recipe.task.head else "lm")
+    judged, reads = preferences.compares(recipe, found.train.rows), isinstance(recipe.objective, Reward)
+    loaded = load(recipe.model, dtype=dtype, task="encoder" if recipe.task.head or reads else "lm")
+    if judged:
+        return _with_pairs(recipe, found, loaded)
     if tasks.wants_head(recipe.task, loaded):
         return _with_head(recipe, found, loaded)
     tasks.refuse_tags(found.train.rows)
@@ -200,10 +207,12 @@ def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
     if not (soft.front or soft.back):
         return prepared
     reader = replace(prepared.codec, front=soft.front, back=soft.back)
-    if prepared.head:
+    if prepared.head and not prepared.pairs:
         return _read_again(prepared, reader)
     data, context = prepared.recipe.data, prepared.context
     most = min(data.max_tokens + len(soft.front + soft.back) if data.max_tokens else context, context)
+    if prepared.pairs:
+        return _compared_again(prepared, reader, most)
     train, dev = (
         fit_rows([reader.dressed(row) for row in part.rows], most, data.truncation, reader.kept)
         for part in (prepared.train, prepared.dev)
@@ -217,6 +226,49 @@ def _read_again(prepared: Prepared, reader: Codec) -> Prepared:
     both = (prepared.parts.train, prepared.parts.dev)
     train, dev = (tasks.encode(head, part.rows, prepared.recipe.data.truncation) for part in both)
     return replace(prepared, codec=reader, head=head, train=train, dev=dev)
+
+
+def _compared_again(prepared: Prepared, reader: Codec, most: int) -> Prepared:
+    assert prepared.pairs is not None
+    pairs, policy = prepared.pairs, prepared.recipe.data.truncation
+    head = prepared.head and replace(prepared.head, reader=replace(prepared.head.reader, codec=reader))
+    train, dev = (preferences.again(rows, reader, most, policy) for rows in (pairs.train, pairs.dev))
+    pairs = preferences.Comparisons(train, dev, preferences.again(pairs.test, reader, most, "truncate-prompt"))
+    return with_pairs(replace(prepared, codec=reader, head=head), pairs)
+
+
+def with_pairs(prepared: Prepared, pairs: preferences.Comparisons) -> Prepared:
+    """The same inputs with other comparisons, and what goes through the model made of them."""
+    objective, head = prepared.recipe.objective, prepared.head
+    train = preferences.learnable(pairs.train, prepared.train, objective, head)
+    return replace(
+        prepared, pairs=pairs, train=train, dev=preferences.learnable(pairs.dev, prepared.dev, objective, head)
+    )
+
+
+def _with_pairs(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
+    """As `prepare`, for rows that compare completions: a policy learns from them, or a reward model."""
+    preferences.check_recipe(recipe, loaded)
+    objective, data, dtype = recipe.objective, recipe.data, loaded.model.dtype
+    reads = isinstance(objective, Reward)
+    reader = replace(codec_of(loaded), reads=False) if reads else codec_of(loaded)
+    template, task = resolve_task(recipe.task, reader, preferences.stand_in(found.train.rows))
+    context = context_of(loaded.model)
+    most = min(data.max_tokens or context, context)
+    model, head = (
+        preferences.with_reward_head(loaded, task, reader, template, most, recipe) if reads else (loaded.model, None)
+    )
+    model.to(device())  # type: ignore[arg-type]
+    train, dev = (
+        preferences.encode(part.rows, template, reader, most, data.truncation, objective)
+        for part in (found.train, found.dev)
+    )
+    if not train[0]:
+        raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
+    test = preferences.encode_test(found.test.rows, template, reader, context)
+    recipe = replace(recipe, training=replace(recipe.training, precision=named(dtype)), task=task)
+    pairs = preferences.Comparisons(train[0], dev[0], test)
+    return with_pairs(Prepared(recipe, found, model, reader, template, context, train[1], dev[1], head), pairs)
 
 
 def _with_head(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:

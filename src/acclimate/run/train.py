@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from acclimate.models.collate import collate
 from acclimate.models.outline import trunk_of
 from acclimate.recipe import Training
 from acclimate.report.trackers import Tracker
-from acclimate.run import tasks
+from acclimate.run import reference, tasks
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
@@ -109,7 +109,7 @@ def _steps(
         rate=lambda i: given.rate * given.schedule.share(i, given.steps),
         start=start,
         max_norm=given.max_norm,
-        autocast=_autocast(model, given),
+        autocast=autocast(model, given),
     )
 
 
@@ -129,7 +129,7 @@ def _begin(
     return start, spent
 
 
-def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str], None]) -> Iterator[list[Batch]]:
+def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str], None]) -> Iterator[Sequence[Batch]]:
     """The batches of every step after `start`: a pure function of the data, the seed and the step.
 
     Where the trunk stands still, its hidden states are computed once for each row.
@@ -137,6 +137,13 @@ def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str
     given, rows = prepared.recipe.training, prepared.train.rows
     sizes = [row.size for row in rows]
     planned = plan(sizes, given.tokens_per_step, given.steps, given.seed)
+    if reference.holds(rows):
+        reference.check(prepared, model)
+        for step in planned[start:]:
+            yield reference.batches(
+                prepared, model, rows, reference.parts(prepared, model, step, rows), autocast(model, given)
+            )
+        return
     cut = [passes(chosen, sizes, given.tokens_per_pass) for chosen in planned]
 
     def made(part: tuple[int, ...]) -> Batch:
@@ -155,6 +162,8 @@ def collated(prepared: Prepared, model: nn.Module, rows: Sequence[Encoded], numb
     """Rows as one batch for what answers: the model's text, or its task head."""
     if prepared.head:
         return tasks.collated(prepared.head, model, rows, numbers)
+    if reference.holds(rows):
+        return reference.batch(prepared, model, cast(Any, rows), numbers)
     return collate(model, rows, prepared.codec.pad, numbers, share=True)
 
 
@@ -209,15 +218,17 @@ def _watch_dev(prepared: Prepared, model: nn.Module, run: RunFolder, step: int, 
 
 
 def dev_loss(prepared: Prepared, model: nn.Module) -> float:
-    """Mean negative log-likelihood in nats per scored token of the dev part; the mean objective of a task head."""
+    """Mean negative log-likelihood in nats per scored token of the dev part; of a head or of comparisons the mean objective."""
     rows = prepared.dev.rows
     if prepared.head:
         return tasks.loss(prepared.head, model, rows)
+    if reference.holds(rows):
+        return reference.dev_loss(prepared, model, autocast(model, prepared.recipe.training))
     count = sum(sum(row.scored if row.source else row.scored[1:]) for row in rows)
     return -sum(score(model, rows, prepared.codec.pad)) / count
 
 
-def _autocast(model: nn.Module, given: Training) -> torch.dtype | None:
+def autocast(model: nn.Module, given: Training) -> torch.dtype | None:
     """bfloat16 products for weights that train in float32 on a machine that multiplies bfloat16 well."""
     wide = any(p.requires_grad and p.dtype == torch.float32 and ".delta." not in n for n, p in model.named_parameters())
     return torch.bfloat16 if wide and given.precision == "bfloat16" else None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import acclimate
-from acclimate.data.examples import Conversation, Document, Example, Output, Tagged
+from acclimate.data.examples import Conversation, Document, Example, Output, Preference, Ranking, Tagged
 from acclimate.data.template import Segment, segments
 from acclimate.evaluation.evaluate import differences, scores
 from acclimate.metrics.intervals import score
@@ -21,9 +21,12 @@ from acclimate.metrics.labels import ExactMatch, per_label
 from acclimate.metrics.likelihood import Perplexity
 from acclimate.models.fingerprint import template_hash, tokenizer_hash
 from acclimate.recipe import plain
+from acclimate.report.answers import SIDES
 from acclimate.report.card import card
+from acclimate.report.groups import NAMES
+from acclimate.report.numbers import numbers
 from acclimate.report.page import page
-from acclimate.run import tasks
+from acclimate.run import preferences, tasks
 from acclimate.run.measure import Answers, metrics_of
 from acclimate.run.prepare import Part, Prepared
 from acclimate.run.train import Spent
@@ -34,7 +37,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def report(prepared: Prepared, base: Answers, result: Answers, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """report.json as contract.md has it. facts: what only the run knows (parameters, times, warnings, artifact)."""
+    """report.json as contract.md has it, but for `numbers`. facts: what only the run knows (parameters, times, artifact)."""
     given, metrics = prepared.recipe.evaluation, metrics_of(prepared)
     recipe = plain(prepared.recipe)
     before, after = (scores(metrics, side.task, given.draws, given.seed) for side in (base, result))
@@ -43,7 +46,7 @@ def report(prepared: Prepared, base: Answers, result: Answers, facts: Mapping[st
         "acclimate": acclimate.__version__,
         "model": prepared.recipe.model,
         "method": recipe["method"]["name"],
-        "objective": prepared.head.shape.kind if prepared.head else recipe["objective"]["name"],
+        "objective": prepared.head.shape.kind if prepared.head and not prepared.pairs else recipe["objective"]["name"],
         "base": {"scores": {name: found.json() for name, found in before.items()}},
         "result": {"scores": {name: found.json() for name, found in after.items()}},
         "difference": {name: found.json() for name, found in changed.items()},
@@ -80,13 +83,18 @@ def forgetting(prepared: Prepared, base: Answers, result: Answers) -> dict[str, 
 
 
 def labels(prepared: Prepared, base: Answers, result: Answers) -> dict[str, Any]:
-    """Recall of each label, before and after."""
+    """Recall of each label, before and after, with Wilson's intervals."""
     metric = next((m for m in metrics_of(prepared) if m.kind == "labels"), None)
     if metric is None:
         return {}
     names = prepared.recipe.task.labels
     before, after = (per_label(side.task.rows[metric.name], names) for side in (base, result))
-    return {n: {"n": before[n].n, "base": before[n].value, "result": after[n].value} for n in names if n in before}
+    return {
+        name: {"n": before[name].n, "base": before[name].value, "result": after[name].value}
+        | {f"{side}_interval": {"low": s.low, "high": s.high} for side, s in zip(SIDES, (before[name], after[name]))}
+        for name in names
+        if name in before
+    }
 
 
 def _data(part: Part) -> dict[str, Any]:
@@ -131,8 +139,9 @@ def predictions(prepared: Prepared, base: Answers, result: Answers) -> list[dict
                 "prompt": asked(prepared, example),
                 "prompt_ids": list(before.prompt_ids),
                 "truncated": before.truncated,
-                "target": tasks.target_of(example),
+                "target": preferences.target_of(example) or tasks.target_of(example),
                 "references": list(example.answers) if isinstance(example, Example) else [],
+                **_group(example),
                 "base": _answer(before),
                 "result": _answer(after),
                 "metrics": {
@@ -144,10 +153,18 @@ def predictions(prepared: Prepared, base: Answers, result: Answers) -> list[dict
     return rows
 
 
-def asked(prepared: Prepared, example: Example | Conversation | Document | Tagged) -> str:
+def _group(example: Example | Conversation | Document | Tagged) -> dict[str, Any]:
+    """The task and the template that a row says it is of."""
+    fields = example.fields if isinstance(example, Example) else {}
+    return {name: fields[name] for name in NAMES if isinstance(fields.get(name), str | int)}
+
+
+def asked(prepared: Prepared, example: Example | Conversation | Document | Tagged | Preference | Ranking) -> str:
     """The text of a row's prompt under the template, without the chat format around it."""
     if isinstance(example, Tagged):
         return " ".join(example.tokens)
+    if isinstance(example, Preference | Ranking):
+        return "\n\n".join(message.content for message in example.prompt)
     if isinstance(example, Example):
         return prepared.template.question(example)
     return "".join(text for text, _ in segments(example, prepared.template))
@@ -155,7 +172,8 @@ def asked(prepared: Prepared, example: Example | Conversation | Document | Tagge
 
 def _answer(output: Output) -> dict[str, Any]:
     shown = {"text": output.text, "scores": dict(output.scores), "finish": output.finish, "logprob": output.logprob}
-    return {**shown, "tags": list(output.tags)} if output.tags else shown
+    more = {"tags": list(output.tags), "shots": output.shots, "rationale": output.rationale}
+    return {**shown, **{name: value for name, value in more.items() if value}}
 
 
 def provenance(prepared: Prepared, base: Mapping[str, str], licence: str) -> dict[str, Any]:
@@ -201,6 +219,7 @@ def spent_table(spent: Spent, steps: int) -> dict[str, Any]:
 
 def write(run: RunFolder, report: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> Path:
     """Every file of the finished run; report.json last, because it is what says that the run is finished."""
+    report = {**report, **numbers(report, asked)}
     log = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()] if run.log.exists() else []
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked)
     atomic_write(run.path / "predictions.jsonl", lines)

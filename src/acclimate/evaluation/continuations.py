@@ -1,0 +1,173 @@
+"""How probable a text is after another, and what is written after a text: what benchmarks ask of a model.
+
+Spelled as lm-evaluation-harness spells it: white space at the end of a context belongs to the continuation; both are made
+tokens together, and of these the ones past as many as the context has on its own are scored, after the context's own. A codec
+spells each side on its own, which comes to the same where a continuation begins a word, but published numbers are made so.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from acclimate.data.template import Segment
+from acclimate.errors import DataError
+from acclimate.evaluation.predictor import GREEDY, Tick, within
+from acclimate.generation.decode import generate
+from acclimate.generation.samplers import Beam, Sampler
+from acclimate.generation.score import judge, score
+from acclimate.generation.stops import Stops
+from acclimate.tokens.codec import Codec, Encoded
+
+T = TypeVar("T")
+PASS = {"cpu": 64, "cuda": 8192}  # tokens that one more pass through a small model is worth: sharing must save more
+DIGITS = 9  # of a log-probability after the point; the last bits depend on the shapes that are multiplied
+
+
+@dataclass(frozen=True)
+class Continuing:
+    """A model and how it is asked. context: tokens that fit; what is too long loses the oldest part of its context.
+
+    budget: tokens at once. In float64 log-probabilities do not depend on it: matrix libraries take other kernels for other
+    shapes, which moves the last bits (some 1e-14), and these are rounded off.
+    """
+
+    model: nn.Module
+    codec: Codec
+    context: int
+    budget: int = 8192
+
+    def rows(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """The ids of each (context, continuation), those of the continuation scored."""
+        return [within(spelled(self.codec, *pair), self.context, self.codec) for pair in pairs]
+
+    def logprobs(self, rows: Sequence[Encoded], tick: Tick | None = None) -> list[float]:
+        """Σ log p of what is scored in each row, natural log."""
+        return [round(value, DIGITS) for value in self._asked(rows, score, tick)]
+
+    def judged(self, rows: Sequence[Encoded], tick: Tick | None = None) -> list[tuple[float, bool]]:
+        """As `logprobs`, and whether greedy decoding would write what is scored."""
+        return [(round(value, DIGITS), greedy) for value, greedy in self._asked(rows, judge, tick)]
+
+    def prompts(self, contexts: Sequence[str], max_new: int) -> list[Encoded]:
+        """The rows that are fed to continue texts by up to `max_new` tokens."""
+        room = self.context if self.codec.reads else self.context - max_new
+        return [within(self.codec.dressed(_alone(self.codec, text)), room, self.codec) for text in contexts]
+
+    def continued(
+        self,
+        rows: Sequence[Encoded],
+        max_new: int,
+        stops: Sequence[str] = (),
+        sampler: Sampler | Beam = GREEDY,
+        seed: int = 0,
+        tick: Tick | None = None,
+    ) -> list[str]:
+        """The text that is written after each prompt, cut before the stop string that comes first."""
+        cut = Stops(tuple(stop for stop in stops if stop), self.codec.decode)
+        drafts = generate(
+            self.model,
+            [row.source or row.ids for row in rows],
+            sampler,
+            terminators=self.codec.terminators,
+            max_new=max_new,
+            pad=self.codec.pad,
+            stops=cut,
+            seed=seed,
+            batch_tokens=self.budget,
+            stop_check=None if tick is None else lambda: tick(0),
+        )
+        if tick is not None:
+            tick(len(rows))
+        return [cut.text(draft.ids) for draft in drafts]
+
+    def _asked(self, rows: Sequence[Encoded], ask: Callable[..., list[T]], tick: Tick | None) -> list[T]:
+        if self.codec.reads:
+            return self._some(rows, 1.0, ask, tick)
+        device = next(self.model.parameters()).device.type
+        return together(rows, lambda part, worth: self._some(part, worth, ask, tick), PASS.get(device, PASS["cpu"]))
+
+    def _some(self, rows: Sequence[Encoded], worth: float, ask: Callable[..., list[T]], tick: Tick | None) -> list[T]:
+        return ask(self.model, rows, self.codec.pad, budget=int(self.budget * worth), tick=tick)
+
+
+def spelled(codec: Codec, context: str, continuation: str) -> Encoded:
+    """The ids of a context and what follows it, whose tokens are scored. DataError where nothing is left to score.
+
+    Without a context the continuation follows the token that begins every text, or else the one that ends them.
+    """
+    kept = context.rstrip()
+    continuation, context = context[len(kept) :] + continuation, kept
+    if codec.reads:
+        source = _alone(codec, context).source if context else (begin(codec),)
+        ids = codec.plain(continuation)
+        row = Encoded(ids, (True,) * len(ids), source)
+    elif context:
+        before = _alone(codec, context).ids
+        after = _alone(codec, context + continuation).ids[len(before) :]
+        row = Encoded(before + after, (False,) * len(before) + (True,) * len(after))
+    else:
+        ids = codec.plain(continuation)
+        ids = ids if ids[:1] == (begin(codec),) else (begin(codec), *ids)
+        row = Encoded(ids, (False,) + (True,) * (len(ids) - 1))
+    if not any(row.scored):
+        raise DataError(
+            f"The continuation {continuation[:40]!r} adds no token to what is before it: {context[-40:]!r}."
+        )
+    return codec.dressed(row)
+
+
+def _alone(codec: Codec, text: str) -> Encoded:
+    """One text with what the tokenizer puts before it, no soft tokens."""
+    row = replace(codec, front=(), back=()).encode((Segment(text, False),))
+    return row if row.ids or row.source else row._replace(ids=(begin(codec),), scored=(False,))
+
+
+def begin(codec: Codec) -> int:
+    """The token that a text without a context follows."""
+    tokenizer: Any = codec.tokenizer
+    return int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id)
+
+
+def together(rows: Sequence[Encoded], ask: Callable[[Sequence[Encoded], float], list[T]], once: int) -> list[T]:
+    """Answers in the order of the rows, which are asked in parts that have much to read in common.
+
+    ask(part, worth): worth is how many times fewer tokens a part takes for reading what is common once. once: see `parts`.
+    """
+    answers: dict[int, T] = {}
+    for part, worth in parts([row.ids[:-1] for row in rows], once):
+        answers |= dict(zip(part, ask([rows[i] for i in part], worth), strict=True))
+    return [answers[i] for i in range(len(rows))]
+
+
+def parts(inputs: Sequence[tuple[int, ...]], once: int) -> Iterator[tuple[list[int], float]]:
+    """The places of inputs, in parts: neighbours in their order join as long as it saves tokens that they do.
+
+    Apart, a part of m inputs that begin with c common ids and one more take Σ lengths - (m - 1) c; with only c' in common
+    the m + 1 of them take Σ lengths - m c'. once: tokens that a pass counts for besides its own.
+
+    >>> long, other = (1,) * 90, (2,) * 90
+    >>> [part for part, _ in parts([(*long, 5), (*other, 5), (*long, 6), (*other, 6), (*long, 7)], once=64)]
+    [[0, 2, 4], [1, 3]]
+    """
+    order = sorted(range(len(inputs)), key=inputs.__getitem__)
+    part: list[int] = []
+    shared, kinds, size = 0, 0, 0  # of the part: ids in common, different inputs, their lengths together
+    for i in order:
+        if part and inputs[i] == inputs[part[-1]]:
+            part.append(i)
+            continue
+        common = _common(inputs[part[-1]], inputs[i]) if part else 0
+        fewer = min(shared, common) if kinds > 1 else common
+        if part and kinds * fewer + once < (kinds - 1) * shared:
+            yield part, size / (size - (kinds - 1) * shared)
+            part, kinds, size = [], 0, 0
+        part, shared, kinds, size = [*part, i], fewer, kinds + 1, size + len(inputs[i])
+    if part:
+        yield part, max(1.0, size / max(1, size - (kinds - 1) * shared))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    least = min(len(first), len(second))
+    return next((i for i in range(least) if first[i] != second[i]), least)
