@@ -1,0 +1,92 @@
+"""What a policy says of the tokens it wrote: log-probability, entropy and value, from one pass through the trunk."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from acclimate.errors import ModelError
+from acclimate.models.logprobs import ROWS_AT_ONCE, hidden_at
+from acclimate.models.outline import head_of, outline
+from acclimate.tokens.batch import Batch
+
+VALUE = "value_head"
+
+
+class Scored(NamedTuple):
+    """Of every scored token, each (n,): natural-log probability, entropy in nats of the choice, value before it."""
+
+    logprob: Tensor
+    entropy: Tensor
+    value: Tensor
+
+
+def score(model: nn.Module, batch: Batch, temperature: float = 1.0) -> Scored:
+    """One pass; the probabilities are those of logits / temperature, as sampled. Values are 0 without a value head."""
+    refuse(model)
+    hidden = hidden_at(model, batch)
+    pieces = [_piece(head_of(model), h, t, temperature) for h, t in _blocks(hidden, batch.targets)]
+    logprob, entropy = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
+    return Scored(logprob, entropy, values(model, hidden))
+
+
+def values(model: Any, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """(n, d) → (n,) in at least float32; 0 where the model has no value head."""
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    head = getattr(model, VALUE, None)
+    return wide.new_zeros(len(wide)) if head is None else head(wide).squeeze(-1)
+
+
+def last_values(model: nn.Module, batch: Batch) -> Float[Tensor, " rows"]:
+    """(rows,): the value after the last token of every row, which a completion that was cut off is worth from there on."""
+    rows = torch.arange(len(batch.lengths))
+    ends = torch.tensor([batch.place(r, n + batch.shared - 1) for r, n in enumerate(batch.lengths)])
+    device = batch.ids.device
+    asked = vars(batch) | {"predict": ends.to(device), "targets": rows.to(device), "owner": rows.to(device)}
+    return values(model, hidden_at(model, Batch(**asked)))
+
+
+def add_value_head(model: nn.Module) -> nn.Linear:
+    """A linear value head on the trunk's last hidden states, zero at the start: no value is better than a wrong one."""
+    refuse(model)
+    width = int(head_of(model).weight.shape[1])
+    like = next(model.parameters())
+    head = nn.Linear(width, 1, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    model.add_module(VALUE, head)
+    return head
+
+
+def drop_value_head(model: nn.Module) -> None:
+    """Take the value head off: only training needed it."""
+    if hasattr(model, VALUE):
+        delattr(model, VALUE)
+
+
+def refuse(model: nn.Module) -> None:
+    """ModelError for a model whose head cannot be asked apart from its trunk."""
+    if not outline(model).apart:
+        raise ModelError(f"{type(model).__name__} hides its last hidden states, which a policy's values are read from.")
+
+
+def _blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True)
+
+
+def _piece(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    if not torch.is_grad_enabled():
+        return said(head(hidden), targets, temperature)
+    both: tuple[Tensor, Tensor] = checkpoint(lambda h: said(head(h), targets, temperature), hidden, use_reentrant=False)
+    return both
+
+
+def said(
+    logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], temperature: float
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """(n, vocab), (n,) → log-probability of the targets and entropy, each (n,), in at least float32."""
+    logs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+    return logs.gather(-1, targets[:, None]).squeeze(-1), -(logs.exp() * logs).sum(-1)
