@@ -6,7 +6,8 @@ from acclimate.data.examples import Conversation, Document, Example, Message
 from acclimate.data.template import Template
 from acclimate.errors import DataError
 from acclimate.recipe import Data
-from acclimate.run.prepare import Part, encode_rows, limited
+from acclimate.run.parts import Part, limited
+from acclimate.run.prepare import encode_rows
 from acclimate.tokens.codec import codec
 from tests import spelling
 

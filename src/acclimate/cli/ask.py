@@ -21,7 +21,8 @@ from acclimate.metrics import choose
 from acclimate.recipe import Recipe, load, parse
 from acclimate.run.measure import predictor_for
 from acclimate.run.open import Opened, open_model
-from acclimate.run.prepare import parts, resolve_task
+from acclimate.run.parts import parts
+from acclimate.run.prepare import resolve_task
 from acclimate.run.tasks import default_names, opened_head, target_of
 
 

@@ -59,7 +59,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _validate_recipe(path: Path) -> None:
     from acclimate.metrics import choose
     from acclimate.recipe import load
-    from acclimate.run.prepare import parts
+    from acclimate.run.parts import parts
 
     recipe = load(path)
     choose(recipe.task.metrics, recipe.task.labels or None)

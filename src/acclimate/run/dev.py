@@ -8,7 +8,8 @@ from acclimate.data.split import overlap, plain
 from acclimate.errors import DataError
 from acclimate.evaluation.evaluate import kinds
 from acclimate.run.measure import metrics_of
-from acclimate.run.prepare import Prepared, limited
+from acclimate.run.parts import limited
+from acclimate.run.prepare import Prepared
 from acclimate.run.write import asked
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from acclimate.interchange.adapter import heads_beside
-from acclimate.methods.delta import adapt, trainable
+from acclimate.methods.delta import trainable
 from acclimate.models.logprobs import ROWS_AT_ONCE
 from acclimate.recipe import Recipe
+from acclimate.run import reference
+from acclimate.run.carry import installed
 from acclimate.run.prepare import Prepared, prepare
 from acclimate.run.train import collated, recompute
 from acclimate.tokens.schedule import passes, plan
@@ -63,17 +65,16 @@ class Forecast:
 
 def predict(recipe: Recipe) -> Forecast:
     """The forecast for a recipe on this machine. The model is loaded; its step is only traced, without numbers."""
-    prepared = prepare(recipe)
+    bare = prepare(recipe)
+    speed, on_cpu = _forward_rate(bare), not torch.cuda.is_available()
+    program = _resident() - _bytes(bare.model) if on_cpu else 0
+    prepared, model = installed(bare)
     given, rows = prepared.recipe.training, prepared.train.rows
     sizes = [row.size for row in rows]
     steps = plan(sizes, given.tokens_per_step, given.steps, given.seed)
     cut = [part for step in steps for part in passes(step, sizes, given.tokens_per_pass)]
     heaviest = max(cut, key=lambda part: (sum(sizes[i] for i in part), max(sizes[i] for i in part)))
     tokens = sum(sizes[i] for step in steps for i in step)
-    speed = _forward_rate(prepared)
-    on_cpu = not torch.cuda.is_available()
-    program = _resident() - _bytes(prepared.model) if on_cpu else 0
-    model = adapt(prepared.model, recipe.method, seed=given.seed, beside=heads_beside(prepared.model, recipe.method))
     opened = trainable(model)
     kept = _saved(prepared, model, heaviest)
     weights = _bytes(model)
@@ -107,11 +108,13 @@ def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
     batch = collated(prepared, model, [rows[i] for i in part], part)
     if prepared.recipe.training.checkpointing:
         recompute(model)
+    if reference.holds(prepared.train.rows):
+        reference.quiet(prepared, model)
     found: dict[int, Tensor] = {}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _mixed(prepared, model):
         own = _hollow(model, mode)
         moved: dict[str, Any] = {k: mode.from_tensor(v) for k, v in vars(batch).items() if isinstance(v, Tensor)}
-        with _counting(found, own):
+        with _counting(found, own), _NothingStrange():
             prepared.objective(model, replace(batch, **moved))
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
@@ -131,6 +134,13 @@ def _hollow(model: nn.Module, mode: FakeTensorMode) -> set[int]:
                     )
                 table[name] = fakes[id(tensor)]
     return {tensor.untyped_storage()._cdata for tensor in fakes.values()}
+
+
+class _NothingStrange(TorchDispatchMode):
+    """Tensors without content answer no to every question about their numbers, such as whether an id is out of place."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return False if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from acclimate.data.template import Template
 from acclimate.errors import DataError, RecipeError
 from acclimate.models.heads import TaskModel, best_pool, trunk_with_heads
 from acclimate.models.load import Loaded
-from acclimate.objectives import KTO, LM, OBJECTIVES, PreferredFT, Reward, SequenceLM
+from acclimate.objectives import GRPO, KTO, LM, OBJECTIVES, PPO, RLOO, PreferredFT, Reward, SequenceLM
 from acclimate.recipe import Recipe, Task
 from acclimate.run.tasks import HeadTask
 from acclimate.tokens.codec import Codec, Encoded
@@ -17,7 +17,7 @@ from acclimate.tokens.pairs import Compared, compared, dressed, fit_pairs, readi
 from acclimate.tokens.reading import Reader, Shape
 from acclimate.tokens.truncate import Fitted, Policy
 
-TEXTS = (LM, SequenceLM)  # objectives on rows that are no comparisons
+TEXTS = (LM, SequenceLM, PPO, GRPO, RLOO)  # objectives on rows that are no comparisons
 
 
 @dataclass(frozen=True)

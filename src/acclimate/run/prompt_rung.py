@@ -15,7 +15,8 @@ from acclimate.evaluation.predictor import Choose, Generate, Length, Predictor, 
 from acclimate.generation.samplers import Greedy, Sample
 from acclimate.models.features import cached_features, encoded
 from acclimate.run.learned import Learned
-from acclimate.run.prepare import Part, Prepared
+from acclimate.run.parts import Part
+from acclimate.run.prepare import Prepared
 
 Pick = Literal["balanced", "random", "nearest"]
 

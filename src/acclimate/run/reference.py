@@ -25,7 +25,7 @@ from acclimate.tokens.codec import Encoded
 from acclimate.tokens.pairs import Compared, Pairs, by_document, cut, paired
 from acclimate.tokens.schedule import passes
 from acclimate.training.folder import RunFolder
-from acclimate.training.reference import base_logprobs, referenced, stands_still
+from acclimate.training.reference import base_logprobs, referenced, stands_still, undropped
 
 DEMONSTRATIONS = 500  # training rows whose best completions a reward model's zero is set by
 
@@ -48,7 +48,8 @@ def batches(
     cut: Sequence[tuple[int, ...]],
     autocast: torch.dtype | None = None,
 ) -> list[Pairs]:
-    """The batches of one step, each with its reference, and what is one number for the whole step."""
+    """The batches of one step, each with its reference, and what is one number for the whole step; see `quiet`."""
+    quiet(prepared, model)
     made = [batch(prepared, model, [rows[i] for i in part], part) for part in cut]
     if not isinstance(prepared.recipe.objective, KTO):
         return made
@@ -112,6 +113,12 @@ def check(prepared: Prepared, model: nn.Module) -> None:
             "This method moves weights of the model itself, so its reference must be asked before training; "
             "`acclimate run` does. Train another way, or choose a method that leaves the weights alone, such as lora."
         )
+
+
+def quiet(prepared: Prepared, model: nn.Module) -> None:
+    """A policy that is held against a reference trains without dropout."""
+    if prepared.recipe.objective.against:
+        undropped(model)
 
 
 def with_reference(

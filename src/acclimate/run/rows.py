@@ -14,7 +14,7 @@ from acclimate.recipe import plain
 from acclimate.run.carry import licence_of
 from acclimate.run.compare import Bench, read
 from acclimate.run.measure import Answers, from_json, metrics_of
-from acclimate.run.prepare import Part
+from acclimate.run.parts import Part
 from acclimate.run.rungs import Rung, entry, has, method_name, table
 from acclimate.run.write import forgetting, machine, provenance
 

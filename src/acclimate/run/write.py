@@ -28,7 +28,8 @@ from acclimate.report.numbers import numbers
 from acclimate.report.page import page
 from acclimate.run import preferences, tasks
 from acclimate.run.measure import Answers, metrics_of
-from acclimate.run.prepare import Part, Prepared
+from acclimate.run.parts import Part
+from acclimate.run.prepare import Prepared
 from acclimate.run.train import Spent
 from acclimate.training.checkpoint import atomic_write
 from acclimate.training.folder import RunFolder
