@@ -212,6 +212,9 @@ def test_exit_statuses_are_as_written():
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_runs(path, model, tmp_path, capsys):
     recipe = parse(path.read_text(encoding="utf-8"), str(path))
+    if recipe.data.mixture:
+        mixture_runs(path, model, tmp_path, recipe)
+        return
     train = write(tmp_path / "train.jsonl", rows_for(recipe, 0, 30))
     test = write(tmp_path / "test.jsonl", rows_for(recipe, 100, 8))
     small = (
@@ -231,6 +234,24 @@ def test_every_recipe_runs(path, model, tmp_path, capsys):
     assert report["data"]["test"]["rows"] == 8
     assert set(report["result"]["scores"]) == set(recipe.task.metrics)
     assert "→" in capsys.readouterr().out
+
+
+def mixture_runs(path: Path, model: Path, tmp_path: Path, recipe: Recipe) -> None:
+    """A recipe of Natural Instructions, on tasks of ours: one of every category that it holds out, and one more."""
+    for name in (*recipe.data.mixture.hold_out, "Judging"):
+        task = {
+            "Definition": [f"This is {name}: repeat the word."],
+            "Categories": [name],
+            "Positive Examples": [{"input": "dog", "output": "dog", "explanation": "It is the word."}],
+            "Negative Examples": [],
+            "Instances": [{"id": str(i), "input": f"word {i}", "output": [f"word {i}"]} for i in range(40)],
+        }
+        (tmp_path / f"task_{name.replace(' ', '_')}.json").write_text(json.dumps(task))
+    sources = f"data.mixture.sources=[{{natural_instructions: {tmp_path}, parts: [definition, positive], cap: 20}}]"
+    small = (*SMALL, "task.max_new_tokens=4", "data.limit.test=14", "data.max_tokens=0", f"model={model}")
+    call("run", str(path), sources, *small, "--out", str(tmp_path / "run"), "--quiet")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["groups"]["tasks"]) == {f"task_{name.replace(' ', '_')}" for name in recipe.data.mixture.hold_out}
 
 
 def test_recipes_say_what_they_are_for():

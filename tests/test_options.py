@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pytest
 import torch
@@ -116,10 +116,28 @@ OPTIONS = {
 
 # what only a task head hears: test_tasks.py, which has the models and the rows for it
 OF_HEADS = {f"Task.{option}" for option in ("head", "pool", "pair", "class_weights", "threshold")}
+# what only a mixture of tasks hears: test_mixture_run.py
+OF_MIXTURES = {
+    "Data.mixture",
+    *(f"Mixture.{option}" for option in ("sources", "hold_out", "tasks", "templates", "temperature")),
+    *(f"Source.{option}" for option in ("rows", "templates", "natural_instructions", "parts", "name", "cluster")),
+    *(f"Source.{option}" for option in ("columns", "labels", "weight", "cap")),
+}
 # what only comparisons of completions hear: test_preference_objectives.py and test_reward_model.py
 OF_COMPARISONS = {
     *("DPO.beta", "DPO.smoothing", "IPO.tau", "KTO.beta", "KTO.desirable", "KTO.undesirable", "SimPO.beta"),
     *("SimPO.gamma", "ORPO.weight", "Unlikelihood.alpha", "Reward.ties"),
+    *("Spans.level", "Spans.kinds"),  # test_feedback.py
+}
+# what only rollouts hear: test_rollout_run.py, and of the rewards test_rewards.py, test_reward_reward.py and test_feedback.py
+OF_ROLLOUTS = {
+    *(f"PPO.{option}" for option in ("clip", "value_clip", "value_weight", "gamma", "lam", "entropy", "truncated")),
+    *(f"Rollouts.{option}" for option in ("prompts", "each", "epochs", "parts", "max_new_tokens", "temperature")),
+    *(f"Rollouts.{option}" for option in ("beta", "target", "horizon", "unended", "ptx")),
+    *("GRPO.clip", "Data.pretrain", "Recipe.rewards", "Recipe.judge"),
+    *("Answer.column", "Pattern.find", "Length.words", "Lexicon.positive", "Lexicon.per", "Harmless.per"),
+    *("Function.function", "Endpoint.url", "Endpoint.seconds", "Endpoint.tries"),
+    *("Model.adapter", "Segments.adapter", "Segments.kinds"),
 }
 
 
@@ -180,8 +198,9 @@ def dataclasses_of(cls: type) -> Iterator[type]:
     yield cls
     hints = get_type_hints(cls)
     for entry in fields(cls):
-        below = entry.metadata.get("choices", {}).values()
-        for one in (*below, *([hints[entry.name]] if is_dataclass(hints[entry.name]) else [])):
+        inner = [kind for kind in get_args(hints[entry.name]) or [hints[entry.name]] if is_dataclass(kind)]
+        below = {**entry.metadata.get("choices", {}), **entry.metadata.get("weighted", {})}.values()
+        for one in (*below, *inner):
             if one in METHODS.values() and one is not LoRA:
                 continue
             yield from dataclasses_of(one)
@@ -198,7 +217,7 @@ def options() -> list[str]:
 
 
 def test_every_option_has_its_case():
-    assert set(options()) == OPTIONS.keys() | OF_HEADS | OF_COMPARISONS
+    assert set(options()) == OPTIONS.keys() | OF_HEADS | OF_COMPARISONS | OF_MIXTURES | OF_ROLLOUTS
     shown = (Path(__file__).parent / "test_tasks.py").read_text(encoding="utf-8")
     assert [option for option in OF_HEADS if f"t{option[1:]}=" not in shown] == []
 

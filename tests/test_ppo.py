@@ -246,7 +246,7 @@ def test_it_learns_what_is_rewarded(learner, seed):
     originals = snapshot(model)
     if learner.valued:
         add_value_head(model)
-    how, earned = Rollouts(prompts=4, each=16, max_new_tokens=3, beta=0.0), []
+    how, earned = Rollouts(prompts=4, each=16, max_new_tokens=2, beta=0.0), []
 
     def groups():
         for iteration in range(60):
@@ -259,6 +259,6 @@ def test_it_learns_what_is_rewarded(learner, seed):
                 yield experiences(model, buffer, range(len(buffer.rows)), how, READER, 4096)
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)
-    steps = list(fit(model, groups(), learner, optimizer, rate=lambda i: 0.01))
+    steps = list(fit(model, groups(), learner, optimizer, rate=lambda i: 0.02))
     assert sum(earned[-3:]) / 3 >= 0.95, earned
     assert len(steps) == 2 * (len(earned) - 1)

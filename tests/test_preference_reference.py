@@ -11,8 +11,9 @@ from acclimate.methods import Full, Head, LoRA
 from acclimate.methods.delta import adapt, base, trainable
 from acclimate.models.collate import collate
 from acclimate.objectives import DPO
+from acclimate.run.train import recompute
 from acclimate.training.fit import fit
-from acclimate.training.reference import base_logprobs, referenced, stands_still
+from acclimate.training.reference import base_logprobs, referenced, stands_still, undropped
 from tests import tiny
 from tests.compared import PAD, batch_of, logprobs_of, rows_for
 
@@ -114,3 +115,41 @@ def test_dpo_starts_at_log_two_to_the_bit():
     batch = batch_of(model, rows, reference=False)
     found = DPO()(model, replace(batch, reference=base_logprobs(model, batch, 2)))
     assert found.total.item() == torch.tensor(2.0).log().item()
+
+
+def dropping(build):
+    """A model and an adapter that drop something wherever they can while they train."""
+    model = adapt(tiny.build(build), LoRA(rank=2, dropout=0.5), seed=0)
+    for module in model.modules():
+        for name in [name for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)]:
+            setattr(module, name, 0.2)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
+    return model.train()
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("build", ["llama", "gpt2", "opt", "bart"])
+def test_a_policy_drops_nothing_forwards_or_backwards(build, recomputes):
+    model = dropping(build)
+    rows = rows_for(model, sizes=((1, 2), (2, 1)))
+    batch = batch_of(model, rows)
+
+    def step():
+        model.zero_grad()
+        loss = DPO()(model, batch)
+        loss.total.backward()
+        return loss.total.item(), {name: p.grad for name, p in trainable(model).items()}
+
+    assert DPO()(model, batch).total.item() != DPO()(model, batch).total.item()
+    model.eval()
+    value, gradients = step()
+    model.train()
+    if recomputes:
+        recompute(model)
+    undropped(model)
+    assert any(module.training for module in model.modules()) == recomputes
+    again, others = step()
+    assert again == pytest.approx(value, abs=1e-9)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-9, atol=1e-9)

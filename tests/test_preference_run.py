@@ -71,9 +71,8 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preferences")
     tokenizer = spelling.byte_level()
     torch.manual_seed(0)
-    for name, dropout in (("model", 0.2), ("still", 0.0)):
-        tiny.llama(tied=True, vocab=len(tokenizer), dropout=dropout).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    tiny.llama(tied=True, vocab=len(tokenizer), dropout=0.2).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
     parts = {"pairs": rows_of(range(40)), "test": rows_of(range(100, 114)), "talks": rows_of(range(40), turns=3)}
     parts |= {"ranked": ranked(range(40)), "texts": [{"prompt": f"a {n}", "completion": "b"} for n in range(40)]}
     for name, rows in parts.items():
@@ -102,8 +101,10 @@ METRICS = {
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_dpo_through_the_command_line(home, tmp_path, method, capsys):
+    """The model drops attention weights and the adapter its inputs: the reference sees neither, nor does the policy."""
     out = tmp_path / "run"
-    verb("run", home / "recipe.yaml", f"model={home}/still", f"method={method}", "--out", out, "--quiet")
+    given = "{name: lora, rank: 4, dropout: 0.5}" if method == "lora" else method
+    verb("run", home / "recipe.yaml", f"method={given}", "--out", out, "--quiet")
     report = json.loads((out / "report.json").read_text())
     assert (report["objective"], report["method"]) == ("dpo", method)
     for name in METRICS:
@@ -180,13 +181,18 @@ def test_without_a_learning_rate_nothing_changes(home, tmp_path):
     assert {name: change["value"] for name, change in report["difference"].items()} == dict.fromkeys(METRICS, 0.0)
 
 
-def test_a_plan_counts_what_the_run_reads(home, tmp_path):
-    run(home, tmp_path / "run", "training.steps=2")
+@pytest.mark.parametrize("method", ["lora", "{name: prompt, length: 3}"])
+def test_a_plan_counts_what_the_run_reads(home, tmp_path, method):
+    run(home, tmp_path / "run", "training.steps=2", f"method={method}")
     recipe = parse((tmp_path / "run" / "recipe.yaml").read_text())
     forecast = predict(recipe)
     log = [row for row in log_of(tmp_path / "run") if "loss" in row]
     assert forecast.tokens == sum(row["tokens"] for row in log)
     assert forecast.scored_tokens == sum(row["scored_tokens"] for row in log)
+    assert (
+        forecast.trainable_parameters
+        == json.loads((tmp_path / "run" / "report.json").read_text())["trainable_parameters"]
+    )
     assert predict(replace(recipe, method=Full())).trainable_parameters == forecast.total_parameters
 
 
@@ -227,11 +233,15 @@ def test_a_resumed_run_has_the_same_bits(home, tmp_path, way):
 
 # Every objective, every shape of rows
 
+AT_FIRST = {"ipo": 25.0, "kto": 0.5}  # (1 / 2β)² with β = 0.1, and 1 − σ(0): the policy is its reference still
+
 
 @pytest.mark.parametrize("objective", ["ipo", "kto", "simpo", "orpo", "unlikelihood", "preferred_ft"])
 def test_the_family_goes_the_whole_way(home, tmp_path, objective):
     report = run(home, tmp_path / "run", f"objective={objective}", "training.steps=2", "training.dev_every=1")
     assert report["objective"] == objective
+    if objective in AT_FIRST:
+        assert log_of(tmp_path / "run")[0]["loss"] == pytest.approx(AT_FIRST[objective], rel=1e-5)
     dev = [row["dev"]["loss"] for row in log_of(tmp_path / "run") if "dev" in row]
     assert dev[-1] < dev[0]
 

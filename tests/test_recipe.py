@@ -34,7 +34,7 @@ BAD = {
     "model: m\ndata: {train: r}\nmethod: {name: full, rank: 4}\n": "No option of method is called 'rank'.",
     "model: m\n": "recipe:1: the recipe needs data.",
     "data: {train: r}\n": "recipe:1: the recipe needs model.",
-    "model: m\ndata: {}\n": "recipe:2: data needs train.",
+    "model: m\ndata: {}\n": "recipe:2: data: needs train, a built-in name or a file",
     "model: m\nmodel: n\ndata: {train: r}\n": "recipe:2: model stands twice in the recipe.",
     "- a\n- b\n": "recipe is not a recipe",
     "": "recipe is not a recipe",

@@ -9,10 +9,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from acclimate.metrics.calibration import Ece
 from acclimate.metrics.intervals import wilson
 from acclimate.report import pictures
+from acclimate.report.answers import is_right
 from acclimate.report.boxes import Boxed, Spread, boxes, spread
-from acclimate.report.calibration import BINS, calibration, diagram, error, error_interval, places
+from acclimate.report.calibration import calibration, diagram
 from acclimate.report.groups import groups
 from acclimate.report.matrices import confusion
 from acclimate.report.numbers import numbers
@@ -38,48 +40,26 @@ def test_calibration_by_hand() -> None:
     found = calibration(rows)["result"]
     assert found["ece"]["value"] == pytest.approx((0.86 + 0.35 + 0.25) / 4, abs=1e-9)
     assert (found["n"], found["accuracy"], found["confidence"]) == (4, 0.75, pytest.approx(0.815, abs=1e-9))
-    filled = {each["high"]: each for each in found["bins"] if each["n"]}
+    filled = {each["high"]: each for each in found["bins"]}
     assert list(filled) == [0.7, 0.8, 1.0]
     assert filled[1.0]["n"] == 2
     assert filled[1.0]["confidence"] == pytest.approx(0.93, abs=1e-9)
     assert filled[1.0]["accuracy"] == 0.5
     assert filled[1.0]["interval"] == pytest.approx([float(end) for end in wilson(1, 2)])
-    assert len(found["bins"]) == BINS
-    assert found["bins"][0] == {"low": 0.0, "high": 0.1, "n": 0, "confidence": None, "accuracy": None, "interval": None}
     before = calibration(rows)["base"]
     assert before["ece"]["value"] == pytest.approx(abs(2 - 2.4) / 4, abs=1e-9)  # one bin: the gaps cancel
 
 
-def test_the_error_is_the_slow_sum_over_bins() -> None:
+def test_the_page_has_the_metric_over_ten_bins() -> None:
     chance = np.random.default_rng(3)
-    confident, right = chance.uniform(0, 1, 500), (chance.random(500) < 0.7).astype(float)
-    slow = 0.0
-    for k in range(BINS):
-        inside = [i for i in range(500) if k / BINS < confident[i] <= (k + 1) / BINS]
-        if inside:
-            accuracy, trust = (sum(values[i] for i in inside) / len(inside) for values in (right, confident))
-            slow += len(inside) / 500 * abs(accuracy - trust)
-    assert error(confident, right) == pytest.approx(slow, abs=1e-9)
-
-
-def test_a_bin_holds_its_upper_end() -> None:
-    assert places(np.arange(1, BINS + 1) / BINS).tolist() == list(range(BINS))
-
-
-def test_the_interval_holds_the_value_and_narrows_with_rows() -> None:
-    chance = np.random.default_rng(0)
-    widths = []
-    for n in (50, 5000):
-        confident = chance.uniform(0.5, 1, n)
-        right = (chance.random(n) < confident - 0.15).astype(float)
-        low, high = error_interval(confident, right)
-        assert low <= error(confident, right) <= high
-        assert low <= 0.15 <= high
-        assert (low, high) == error_interval(confident, right)
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 4
-    even = np.tile([0.75], 400)
-    assert error_interval(even, np.tile([1.0, 1.0, 1.0, 0.0], 100))[0] == 0.0  # 0 itself is not ruled out
+    rows = [sure("yes" if chance.random() < 0.6 else "no", *chance.uniform(0.01, 0.99, 2)) for _ in range(200)]
+    pairs = [[max(s := math.exp(row["result"]["scores"]["yes"] + 2), 1 - s), is_right(row, "result")] for row in rows]
+    found, measure = calibration(rows)["result"]["ece"], Ece(("no", "yes"), 10)
+    assert found["value"] == pytest.approx(measure.combine(pairs), abs=1e-12)
+    assert (found["low"], found["high"]) == pytest.approx(measure.interval(np.array(pairs, np.float64)), abs=1e-9)
+    assert found["bins"] == 10
+    shown = pictures.reliability({"calibration": calibration(rows)})[1]
+    assert shown["told"].endswith(" over 10 bins")
 
 
 def test_without_shares_of_labels_there_is_no_calibration() -> None:

@@ -46,7 +46,7 @@ def _folder(recipe: Recipe, path: Path, out: Path | None, resume: bool) -> RunFo
 
 def _same(wanted: Recipe, begun: Recipe, out: Path) -> None:
     """A run goes on as it began; what was left open then is settled by now."""
-    from acclimate.recipe import plain
+    from acclimate.data.yaml_tables import plain
     from acclimate.run.carry import absolute
 
     new, old = plain(absolute(wanted)), plain(begun)

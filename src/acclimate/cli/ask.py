@@ -3,22 +3,30 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from acclimate.cli.voice import voice
 from acclimate.data.examples import Document, Example, Message
 from acclimate.data.template import Template, dialogue, spaced
+from acclimate.data.yaml_tables import build, compose
 from acclimate.errors import UsageError
-from acclimate.evaluation.evaluate import kinds, rows_of, scores
-from acclimate.evaluation.predictor import Generate, Likelihood, prompt_row
+from acclimate.evaluation.best_of import BestOf, kl_bound
+from acclimate.evaluation.evaluate import Measured, kinds, rows_of, scores
+from acclimate.evaluation.predictor import Generate, Likelihood, Predictor, prompt_row
 from acclimate.generation.decode import stream
 from acclimate.generation.samplers import Beam, Greedy, Sample, Sampler
 from acclimate.generation.stops import Stops, pieces
 from acclimate.metrics import choose
+from acclimate.metrics.metric import Metric
 from acclimate.recipe import Recipe, load, parse
+from acclimate.rewards import REWARDS
+from acclimate.rewards.reward import Weighted
+from acclimate.run import versions
+from acclimate.run.beside import bound
+from acclimate.run.carry import Voice
 from acclimate.run.measure import predictor_for
 from acclimate.run.open import Opened, open_model
 from acclimate.run.parts import parts
@@ -37,12 +45,21 @@ class Wish:
     stops: tuple[str, ...]
     plain: bool
     seed: int
+    best_of: int = 1  # samples, of which the rewards choose one
+    rewards: str = ""
 
     def sampler(self) -> Sampler | Beam:
         """Greedy at temperature 0, beams where there are several."""
         if self.beams > 1:
             return Beam(self.beams)
         return Sample(self.temperature, top_p=self.top_p) if self.temperature else Greedy()
+
+
+@dataclass(frozen=True)
+class _Rewarded:
+    """--reward, as a recipe has its rewards."""
+
+    rewards: tuple[tuple[float, Any], ...] = field(metadata={"weighted": REWARDS})
 
 
 def _given(texts: Sequence[str]) -> list[str]:
@@ -58,7 +75,7 @@ def generate_texts(model: str, adapter: Path | None, prompts: Sequence[str], wis
         Example(prompt, fields={"prompt": prompt}, where=f"prompt {i + 1}") for i, prompt in enumerate(_given(prompts))
     ]
     opened = open_model(model, adapter)
-    predictor = Generate(
+    writer = Generate(
         opened.model,
         opened.codec,
         opened.template(plain=wish.plain),
@@ -68,14 +85,30 @@ def generate_texts(model: str, adapter: Path | None, prompts: Sequence[str], wis
         wish.stops,
         seed=wish.seed,
     )
+    predictor = _best_of(opened, writer, wish) if wish.best_of > 1 or wish.rewards else writer
     for example, output in zip(asked, predictor(asked), strict=True):
-        row = {
+        row: dict[str, Any] = {
             "prompt": example.prompt,
             "text": output.text,
             "finish": output.finish,
             "prompt_ids": list(output.prompt_ids),
         }
+        if isinstance(predictor, BestOf):
+            row |= {"reward": output.value, "scores": dict(output.scores), "kl_bound": kl_bound(wish.best_of)}
         print(json.dumps(row, ensure_ascii=False) if as_json else output.text)
+        if isinstance(predictor, BestOf) and not as_json:
+            print(f"reward {output.value:.4f}, best of {wish.best_of}, KL <= {row['kl_bound']:.4f}", file=sys.stderr)
+
+
+def _best_of(opened: Opened, writer: Generate, wish: Wish) -> BestOf:
+    """The writer asked several times. The reward models of --reward ride on its trunk where they fit there."""
+    if not (wish.rewards and wish.temperature and wish.beams == 1):
+        raise UsageError(
+            "--best-of draws samples and keeps the best by --reward; give both, and --temperature above 0."
+        )
+    asked = build(_Rewarded, compose(f"rewards: {wish.rewards}", "--reward"), "", "--reward")
+    opened.model.requires_grad_(False)
+    return BestOf(writer, bound(Weighted(asked.rewards), opened.model, opened.codec), wish.best_of)
 
 
 def converse(model: str, adapter: Path | None, system: str, wish: Wish) -> None:
@@ -148,36 +181,61 @@ def score_texts(model: str, adapter: Path | None, texts: Sequence[str], prompt: 
 
 
 def evaluate_model(
-    model: str, adapter: Path | None, data: str, recipe_path: Path | None, out: Path | None, as_json: bool
+    model: str,
+    adapter: Path | None,
+    data: str,
+    recipe_path: Path | None,
+    out: Path | None,
+    as_json: bool,
+    perturb: str = "",
+    by: str = "",
 ) -> None:
-    """The verb `evaluate`: the task comes from a recipe, or from what the adapter says of itself."""
+    """The verb `evaluate`: the task comes from a recipe, or from what the adapter says of itself; see `run.versions`."""
+    asked_for = versions.changes(perturb, 0)
     opened = open_model(model, adapter, heads=True)
     recipe = _task_of(opened, data, recipe_path, model)
     test = parts(recipe.data, recipe.task).test
     template, task = resolve_task(recipe.task, opened.codec, test.rows[0])
     metrics = choose(task.metrics or default_names(task, test.rows), task.labels or None)
     head = opened_head(opened.model, opened.facts, task, opened.codec, test.rows[0], opened.context)
-    speaking = voice(quiet=as_json)
-    asked = {}
-    for kind in kinds(metrics, task.labels):
-        predictor = predictor_for(
-            kind, task, opened.model, opened.codec, template, opened.context, recipe.evaluation.seed, head
-        )
-        asked[kind] = predictor(test.rows, speaking.told(f"evaluation ({kind})", len(test.rows)))
-    measured = rows_of(metrics, asked, test.rows)
-    found = scores(metrics, measured, recipe.evaluation.draws, recipe.evaluation.seed)
-    table = {
+    speaking, draws, seed = voice(quiet=as_json), recipe.evaluation.draws, recipe.evaluation.seed
+    answering = {
+        kind: predictor_for(kind, task, opened.model, opened.codec, template, opened.context, seed, head)
+        for kind in kinds(metrics, task.labels)
+    }
+    measured = _measured(test.rows, "evaluation", metrics, answering, speaking)
+    found = scores(metrics, measured, draws, seed)
+    table: dict[str, Any] = {
         "model": model,
         "adapter": str(adapter or ""),
         "scores": {name: score.json() for name, score in found.items()},
     }
+    if by:
+        table["groups"] = versions.grouped(metrics, measured, test.rows, by, draws, seed)
+    if asked_for:
+        changed = {name: versions.version(test.rows, how, task.labels) for name, how in asked_for.items()}
+        others = {name: _measured(rows, name, metrics, answering, speaking) for name, rows in changed.items()}
+        table |= versions.compared(metrics, measured, others, draws, seed)
     if out is not None:
         _keep(out, table, test.rows, measured)
+    _say(table, as_json)
+
+
+def _measured(
+    rows: Sequence[Any], what: str, metrics: Sequence[Metric], answering: Mapping[str, Predictor], speaking: Voice
+) -> Measured:
+    asked = {kind: ask(rows, speaking.told(f"{what} ({kind})", len(rows))) for kind, ask in answering.items()}
+    return rows_of(metrics, asked, rows)
+
+
+def _say(table: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(table))
         return
-    for name, score in found.items():
-        print(f"{name}: {score.value:.4f} ({score.low:.4f} to {score.high:.4f}), n = {score.n}")
+    for name, score in table["scores"].items():
+        print(f"{name}: {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f}), n = {score['n']}")
+    for line in versions.lines(table):
+        print(line)
 
 
 def _task_of(opened: Opened, data: str, recipe_path: Path | None, model: str) -> Recipe:

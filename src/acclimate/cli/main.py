@@ -77,6 +77,10 @@ def evaluate(
     tasks: Annotated[str, typer.Option("--tasks", help="Benchmarks, commas between; `list tasks` names them.")] = "",
     data_folder: Annotated[Path, typer.Option("--data-folder", help="Where the files of --tasks lie.")] = Path(),
     limit: Annotated[int, typer.Option("--limit", min=0, help="Questions of each of --tasks; 0 is all.")] = 0,
+    perturb: Annotated[
+        str, typer.Option("--perturb", help="Ask again with typos, lower, contracted, gendered, …, commas between.")
+    ] = "",
+    by: Annotated[str, typer.Option("--by", help="Scores for each value of this column, and the gap.")] = "",
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -84,13 +88,13 @@ def evaluate(
     if tasks:
         from acclimate.cli.benchmarks import evaluate_tasks
 
-        if data or recipe:
-            raise UsageError("--tasks brings its own data and prompts; leave out --data and --recipe.")
+        if data or recipe or perturb or by:
+            raise UsageError("--tasks brings its own data and prompts; leave out --data, --recipe, --perturb and --by.")
         evaluate_tasks(model, adapter, tasks, data_folder, limit, out, json)
         return
     from acclimate.cli.ask import evaluate_model
 
-    evaluate_model(model, adapter, data, recipe, out, json)
+    evaluate_model(model, adapter, data, recipe, out, json, perturb, by)
 
 
 @app.command()
@@ -137,13 +141,17 @@ def generate(
     beams: Annotated[int, typer.Option("--beams", min=1, help="Beam width; 1 is none.")] = 1,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="No chat format around the prompt.")] = False,
+    best_of: Annotated[int, typer.Option("--best-of", min=1, help="Samples, of which --reward chooses one.")] = 1,
+    reward: Annotated[
+        str, typer.Option("--reward", help="As in a recipe: lexicon, or {name: model, adapter: FOLDER}, or a list.")
+    ] = "",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     json: Json = False,
 ) -> None:
     """Write text after prompts."""
     from acclimate.cli.ask import Wish, generate_texts
 
-    wish = Wish(max_new, temperature, top_p, beams, tuple(stop or ()), plain, seed)
+    wish = Wish(max_new, temperature, top_p, beams, tuple(stop or ()), plain, seed, best_of, reward)
     generate_texts(model, adapter, list(prompt or ()), wish, json)
 
 

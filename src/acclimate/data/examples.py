@@ -23,6 +23,7 @@ class Example:
     references: tuple[str, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)  # the row as it was read: what a template may name
     where: str = ""  # file:line
+    rendered: bool = False  # the prompt is whole: no template is laid over it
 
     @property
     def answers(self) -> tuple[str, ...]:

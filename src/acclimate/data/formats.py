@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from acclimate.data import tasks, turns
+from acclimate.data import fine_grained, tasks, turns
 from acclimate.data.examples import Conversation, Document, Example, Feedback, Preference, Ranking, Row, Tagged
 from acclimate.data.preferences import feedback, preference, ranking
 from acclimate.data.problem import Refused
@@ -181,6 +181,10 @@ FORMATS = (
     Format(Document, ("text",), _document, ("label",)),
 )
 TASKS = (
+    Format(Feedback, ("question", "passages", "predictions", "feedback"), _judged(fine_grained.feedback)),
+    Format(
+        Ranking, ("question", "passages", "predictions", "preference"), _judged(fine_grained.ranking), ("feedback",)
+    ),
     Format(Example, ("context", "question", "answers"), _extracted),
     _choice(("question", "choices", "answer"), ("choices",)),
     _choice(("choice1", "choice2", "label"), ("choice1", "choice2")),

@@ -54,6 +54,8 @@ class Template:
 
     def question(self, example: Example) -> str:
         """The prompt's text, before any chat format."""
+        if example.rendered:
+            return example.prompt
         try:
             return compiled(self.prompt)({**example.fields, "prompt": example.prompt})
         except DataError as error:

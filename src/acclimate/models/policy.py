@@ -37,7 +37,8 @@ def values(model: Any, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """(n, d) → (n,) in at least float32; 0 where the model has no value head."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     head = getattr(model, VALUE, None)
-    return wide.new_zeros(len(wide)) if head is None else head(wide).squeeze(-1)
+    with torch.autocast(wide.device.type, enabled=False):
+        return wide.new_zeros(len(wide)) if head is None else head(wide).squeeze(-1)
 
 
 def last_values(model: nn.Module, batch: Batch) -> Float[Tensor, " rows"]:

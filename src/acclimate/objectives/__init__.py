@@ -2,10 +2,12 @@
 
 from acclimate.objectives.baselines import PreferredFT, Unlikelihood
 from acclimate.objectives.dpo import DPO
+from acclimate.objectives.feedback import Spans
 from acclimate.objectives.ipo import IPO
 from acclimate.objectives.kto import KTO
 from acclimate.objectives.lm import LM, SequenceLM
 from acclimate.objectives.orpo import ORPO
+from acclimate.objectives.ppo import GRPO, PPO, RLOO
 from acclimate.objectives.reward import Reward
 from acclimate.objectives.simpo import SimPO
 
@@ -20,17 +22,25 @@ OBJECTIVES = {
     "unlikelihood": Unlikelihood,
     "preferred_ft": PreferredFT,
     "reward": Reward,
+    "spans": Spans,
+    "ppo": PPO,
+    "grpo": GRPO,
+    "rloo": RLOO,
 }
 __all__ = [
     "DPO",
+    "GRPO",
     "IPO",
     "KTO",
     "LM",
     "OBJECTIVES",
     "ORPO",
+    "PPO",
+    "RLOO",
     "PreferredFT",
     "Reward",
     "SequenceLM",
     "SimPO",
+    "Spans",
     "Unlikelihood",
 ]

@@ -99,8 +99,8 @@ class PPO:
     in_reward: ClassVar[bool] = True  # the KL penalty is part of the reward
 
     def __post_init__(self) -> None:
-        if self.clip <= 0 or self.value_clip <= 0 or not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
-            raise RecipeError("ppo needs clip and value_clip above 0, and gamma and lam from 0 to 1.")
+        if min(self.clip, self.value_clip, self.value_weight) <= 0 or not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise RecipeError("ppo needs clip, value_clip and value_weight above 0, and gamma and lam from 0 to 1.")
 
     def __call__(self, model: nn.Module, given: Experience | Pretraining) -> Loss:
         """The sum over tokens."""

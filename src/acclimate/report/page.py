@@ -67,6 +67,7 @@ def _measured(report: Mapping[str, Any], log: Sequence[Row], predictions: Rows) 
         "scores": [pictures.score_row(each) for each in found[: sections.ROWS]],
         "score_charts": pictures.score_charts(found),
         "loss": pictures.loss(report, log),
+        "courses": pictures.courses(report),
         "labels": pictures.labels(report, predictions),
         "calibration": pictures.reliability(report),
         "groups": pictures.groups(report),

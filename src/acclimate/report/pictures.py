@@ -127,6 +127,30 @@ def loss(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> dict[st
     }
 
 
+COURSES = {
+    "reward": "mean reward of the completions",
+    "judge": "mean of the judge, which teaches nothing",
+    "rollout_kl": "KL to the reference, nats a completion",
+    "length": "tokens a completion",
+    "entropy": "entropy, nats a token",
+    "clip_fraction": "share of tokens that clipping held back",
+    "value_error": "squared error of the value head",
+}
+
+
+def courses(report: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """What was seen of each iteration's completions: a name and a curve over the steps for every quantity that varied."""
+    rows, shown = at(report, "rollouts", "iterations") or (), []
+    for name, title in COURSES.items():
+        points = _points(rows, name)
+        if len(points) > 1 and len({value for _, value in points}) > 1:
+            first, last = pair(points[0][1], points[-1][1])
+            line = charts.Series("train", charts.thinned(points))
+            told = f"{capital(title)}: {first} at first, {last} at last."
+            shown.append((title, charts.curve([line], _ends(points), ("step", spoken(name)), told)))
+    return shown
+
+
 def _rate(rate: Sequence[tuple[float, float]]) -> Markup:
     ends = f"{number(rate[0][1])} at first, {number(rate[-1][1])} at last"
     label = f"Learning rate: {ends}, {number(max(y for _, y in rate))} at most."
@@ -209,6 +233,7 @@ def reliability(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             return []
         ece = found["ece"]
         told = f"calibration error {fixed(ece['value'], 3)} ({fixed(ece['low'], 3)} to {fixed(ece['high'], 3)})"
+        told += f" over {ece['bins']} bins"
         chart = calibration.diagram(found, side)
         shown.append({"title": title, "side": side, "told": told, "chart": chart, "leaning": _leaning(found)})
     return shown

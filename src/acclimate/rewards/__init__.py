@@ -1,6 +1,8 @@
 """What scores a completion: one file each, one line here; and the rollouts that are scored."""
 
+from acclimate.rewards.fine import Segments
 from acclimate.rewards.lexicon import Lexicon
+from acclimate.rewards.model import Model
 from acclimate.rewards.outside import Endpoint, Function
 from acclimate.rewards.rules import Answer, Length, Pattern
 from acclimate.rewards.toxic import Harmless
@@ -13,5 +15,7 @@ REWARDS = {
     "harmless": Harmless,
     "function": Function,
     "endpoint": Endpoint,
+    "model": Model,
+    "segments": Segments,
 }
-__all__ = ["REWARDS", "Answer", "Endpoint", "Function", "Harmless", "Length", "Lexicon", "Pattern"]
+__all__ = ["REWARDS", "Answer", "Endpoint", "Function", "Harmless", "Length", "Lexicon", "Model", "Pattern", "Segments"]

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from acclimate.errors import RecipeError
 from acclimate.generation.decode import generate
 from acclimate.generation.draft import Generated
 from acclimate.generation.samplers import Sample
@@ -37,6 +39,16 @@ class Rollouts:
     horizon: int = 500  # completions over which it is adapted
     unended: float = 0.0  # added to the score of a completion that its length cut off
     ptx: float = 0.0  # γ of PPO-ptx: the weight of the loss on ordinary text, data.pretrain
+
+    def __post_init__(self) -> None:
+        counts = (self.prompts, self.each, self.epochs, self.parts, self.max_new_tokens, self.horizon)
+        if min(counts) < 1 or self.temperature <= 0 or min(self.beta, self.target, self.ptx) < 0:
+            raise RecipeError(
+                "prompts, each, epochs, parts, max_new_tokens and horizon must be at least 1, temperature above 0, and "
+                "beta, target and ptx at least 0."
+            )
+        if self.parts > self.prompts * self.each:
+            raise RecipeError(f"{self.prompts} · {self.each} completions cannot be cut into {self.parts} parts.")
 
     @property
     def updates(self) -> int:
@@ -98,10 +110,12 @@ def collect(
     originals: Mapping[str, Tensor],
     budget: int = 4096,
     stop_check: Callable[[], None] | None = None,
+    judge: Reward | None = None,
 ) -> Buffer:
     """Sample `each` completions of every prompt, score them, and work out what their tokens teach. Nothing trains.
 
     originals: the base tensors that train, as they were (`delta.snapshot`): the reference where nothing is attached.
+    judge: another opinion of the same completions, which is told and teaches nothing.
     """
     asked = [prompt for prompt in prompts for _ in range(how.each)]
     with evaluating(model):
@@ -109,11 +123,13 @@ def collect(
         found = [completion(p, w, codec) for p, w in zip(asked, written, strict=True)]
         marks = checked(reward(found), found, type(reward).__name__)
         rows = tuple(joined(p.row, w) for p, w in zip(asked, written, strict=True))
-        logprob, values, reference, last = _asked(model, rows, how, codec, originals, budget)
+        logprob, values, reference, last = opinions(model, rows, how, codec, originals, budget)
     drawn = Drawn(logprob, reference, values, last, tuple(c.ended for c in found))
     columns = lessons(drawn, _earned(marks, found, written, codec, how.unended), learner, beta, how.each)
     scores = torch.tensor([total(m) + (0 if c.ended else how.unended) for m, c in zip(marks, found, strict=True)])
     told = _told(scores, drawn, beta)
+    if judge is not None:
+        told["judge"] = fmean(total(each) for each in checked(judge(found), found, "judge"))
     return Buffer(rows, tuple(p.number for p in asked), drawn.lengths, columns, beta, told)
 
 
@@ -241,12 +257,20 @@ class Grid:
         return [row[:length] for row, length in zip(grid, self.lengths, strict=True)]
 
 
+def undressed(row: Encoded, codec: Codec) -> Encoded:
+    """The row without an adapter's soft tokens, which the reference does not know."""
+    soft = {*codec.front, *codec.back}
+    kept = [place for place, token in enumerate(row.ids) if token not in soft]
+    ids, scored = tuple(row.ids[place] for place in kept), tuple(row.scored[place] for place in kept)
+    return row._replace(ids=ids, scored=scored, source=tuple(token for token in row.source if token not in soft))
+
+
 def _batch(model: nn.Module, rows: Sequence[Encoded], codec: Codec, numbers: Sequence[int] = ()) -> Batch:
     return collate(model, rows, codec.pad, numbers, share=True)
 
 
 @torch.no_grad()
-def _asked(
+def opinions(
     model: nn.Module,
     rows: Sequence[Encoded],
     how: Rollouts,
@@ -262,7 +286,8 @@ def _asked(
         batch = _batch(model, [rows[i] for i in part], codec)
         now, after = policy.score(model, batch, how.temperature), policy.last_values(model, batch)
         with disabled(model, kept):
-            then = policy.score(model, batch, how.temperature)
+            plain = _batch(model, [undressed(rows[i], codec) for i in part], codec)
+            then = policy.score(model, plain, how.temperature)
         for place, i in enumerate(part):
             mine = batch.owner == place
             logprob[i], values[i] = now.logprob[mine].cpu(), now.value[mine].cpu()

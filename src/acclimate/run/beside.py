@@ -1,6 +1,7 @@
 """Rewards that are models, opened beside the policy: on its own trunk where that is theirs too, so that the base is held once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -12,18 +13,19 @@ from acclimate.data.template import Template
 from acclimate.errors import UsageError
 from acclimate.interchange.adapter import load_adapter, shapes
 from acclimate.methods.artifact import FACTS, WEIGHTS, read_facts, read_tensors
-from acclimate.methods.delta import activate, base, names
+from acclimate.methods.delta import activate, base, detach, names
 from acclimate.methods.soft import soft_of
 from acclimate.models.fingerprint import fingerprint, same_base, template_hash, tokenizer_hash
 from acclimate.models.heads import TaskModel
 from acclimate.models.outline import is_encoder_decoder, trunk_of
+from acclimate.rewards.fine import Segments
 from acclimate.rewards.model import Heard, Model
 from acclimate.rewards.reward import Reward, Weighted
 from acclimate.run.open import open_model
 from acclimate.run.prepare import context_of
 from acclimate.tokens.codec import Codec
 
-MODELS = (Model,)  # rewards that need a model
+MODELS = (Model, Segments)  # rewards that need a model
 
 
 def bound(reward: Any, policy: nn.Module, codec: Codec) -> Reward:
@@ -38,17 +40,31 @@ def bound(reward: Any, policy: nn.Module, codec: Codec) -> Reward:
     return reward  # type: ignore[no-any-return]
 
 
+@contextmanager
+def lent(reward: Any, policy: nn.Module, codec: Codec) -> Iterator[Reward]:
+    """`bound`, for as long as the block lasts and nothing trains: afterwards the policy is as it was."""
+    before, open_ = names(policy), [p for p in policy.parameters() if p.requires_grad]
+    policy.requires_grad_(False)
+    try:
+        yield bound(reward, policy, codec)
+    finally:
+        for name in set(names(policy)) - set(before):
+            detach(policy, name)
+        for parameter in open_:
+            parameter.requires_grad_(True)
+
+
 def heard(folder: Path, policy: nn.Module, codec: Codec) -> Heard:
     """The head in an adapter folder: a further adapter on the policy's trunk where it fits there, else a model of its own."""
     if not (folder / FACTS).is_file():
         raise UsageError(f"{folder} is no adapter folder with a head; give the adapter/ folder of a run on rewards.")
     facts = read_facts(folder / FACTS)
     if not shapes(facts, folder):
-        raise UsageError(f"{folder} brings no head, so it scores nothing; train one with objective reward or feedback.")
+        raise UsageError(f"{folder} brings no head, so it scores nothing; train one with objective reward or spans.")
     trunk = _trunk(policy)
     if trunk is None or not fits(trunk, folder, facts, codec):
         opened = open_model(str(facts["model"]), folder, heads=True)
-        return Heard(opened.model, opened.codec, template(facts, opened.codec), opened.context, str(folder))
+        return Heard(opened.model, opened.codec, template(facts, opened.codec), opened.context, str(folder), facts)
     model, others = TaskModel(trunk), names(policy)
     name = next(name for n in count(1) if (name := f"reward_{n}") not in others)
     load_adapter(model, folder, name)
@@ -56,7 +72,7 @@ def heard(folder: Path, policy: nn.Module, codec: Codec) -> Heard:
         activate(model, None)  # the first adapter answers at once; the policy is the base
     soft = soft_of(model, name)
     mine = replace(codec, reads=False, front=soft.front, back=soft.back)
-    return Heard(model, mine, template(facts, mine), context_of(policy), str(folder), name)
+    return Heard(model, mine, template(facts, mine), context_of(policy), str(folder), facts, name)
 
 
 def fits(trunk: nn.Module, folder: Path, facts: Mapping[str, Any], codec: Codec) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from acclimate.data.sources import DATA, model_source, resolve_data
+from acclimate.data.yaml_tables import plain
 from acclimate.evaluation.evaluate import scores
 from acclimate.interchange.adapter import heads_beside, save_adapter
 from acclimate.methods import Prefix, PromptTuning
@@ -18,11 +19,12 @@ from acclimate.methods.nf4 import NF4Linear
 from acclimate.methods.soft import settle
 from acclimate.models.fingerprint import fingerprint, template_hash, tokenizer_hash
 from acclimate.models.precision import DTYPES
-from acclimate.recipe import Recipe, dump, plain
+from acclimate.recipe import Recipe, dump
 from acclimate.report.trackers import Tracker, safely, tracker
-from acclimate.run import reference, tasks
+from acclimate.run import iterations, reference, rollouts, tasks
 from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
+from acclimate.run.mixture import absolute_sources
 from acclimate.run.prepare import Prepared, prepare, with_soft_tokens
 from acclimate.run.train import autocast, train
 from acclimate.run.write import machine, predictions, provenance, report, spent_table, write
@@ -69,7 +71,9 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
     save_adapter(model, prepared.recipe.method, run.path / "adapter", facts_of(prepared, stamp))
     serve = for_answering(model, prepared)
     after = measure(prepared, serve, heeding(voice.told, stop))
+    rolled = iterations.facts(prepared, run, before, after)
     facts = {
+        **rolled,
         **counts,
         "kept_parameters": parameters(model)["trainable_parameters"],
         "learned": learned(prepared, model),
@@ -77,7 +81,7 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
         "provenance": provenance(prepared, stamp, licence_of(recipe.model)),
         "machine": machine(model),
         "artifact": artifact_of(run.path / "adapter"),
-        "warnings": [*prepared.parts.warnings, *_cut(before), *tasks.notes(prepared.head)],
+        "warnings": [*prepared.parts.warnings, *_cut(before), *tasks.notes(prepared.head), *iterations.doubts(rolled)],
     }
     return write(run, report(prepared, before, after, facts), predictions(prepared, before, after))
 
@@ -91,9 +95,9 @@ def installed(prepared: Prepared) -> tuple[Prepared, nn.Module]:
 
 
 def _ready(prepared: Prepared, model: nn.Module, before: Answers, run: RunFolder, stamp: dict[str, str]) -> Prepared:
-    """With what is asked of the model before it trains, where the rows compare completions."""
+    """With what is kept or asked of the model before it trains, where it is compared with itself later."""
     reference.hold_bias(prepared, model)
-    mixed = autocast(model, prepared.recipe.training)
+    mixed, prepared = autocast(model, prepared.recipe.training), iterations.ready(prepared, model)
     return reference.with_reference(prepared, model, before.task.answers, run, stamp["weights"], mixed)
 
 
@@ -118,12 +122,14 @@ def with_threshold(prepared: Prepared, model: nn.Module) -> Prepared:
 
 def absolute(recipe: Recipe) -> Recipe:
     """Files of the recipe by their full path, so that the resolved recipe means the same anywhere."""
-    named = (recipe.data.train, recipe.data.test, recipe.data.dev)
+    named = (recipe.data.train, recipe.data.test, recipe.data.dev, recipe.data.pretrain)
     for name in filter(None, named):
         resolve_data(name)
-    train, test, dev = (_full(name) if name not in DATA else name for name in named)
+    train, test, dev, pretrain = (_full(name) if name not in DATA else name for name in named)
     model = recipe.model if model_source(recipe.model) else _full(recipe.model)
-    return replace(recipe, model=model, data=replace(recipe.data, train=train, test=test, dev=dev))
+    mixture = recipe.data.mixture and absolute_sources(recipe.data.mixture, _full)
+    data = replace(recipe.data, train=train, mixture=mixture, test=test, dev=dev, pretrain=pretrain)
+    return rollouts.absolute(replace(recipe, model=model, data=data), _full)
 
 
 def _full(name: str) -> str:

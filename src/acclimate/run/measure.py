@@ -1,6 +1,7 @@
 """The same questions to the base and to the result: identical prompts, seeds and decoding."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from acclimate.data.examples import Document, Example, Output, Tagged
 from acclimate.data.template import Template
 from acclimate.errors import DataError
-from acclimate.evaluation import preferences
+from acclimate.evaluation import preferences, rollouts
 from acclimate.evaluation.evaluate import Measured, kinds, rows_of
 from acclimate.evaluation.general import instructions, texts
 from acclimate.evaluation.predictor import Choose, Generate, Likelihood, Predictor
@@ -20,6 +21,8 @@ from acclimate.metrics.likelihood import Perplexity
 from acclimate.metrics.metric import Metric
 from acclimate.recipe import Task
 from acclimate.run import reference, tasks
+from acclimate.run.beside import lent
+from acclimate.run.feedback import SegmentTask
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.codec import Codec
 
@@ -57,6 +60,10 @@ def metrics_of(prepared: Prepared) -> tuple[Metric, ...]:
     """The recipe's metrics, or those that suit the task."""
     if prepared.pairs:
         return preferences.choose(prepared.recipe.task.metrics, prepared.parts.test.rows, writes=prepared.head is None)
+    if isinstance(prepared.head, SegmentTask):
+        return prepared.head.metrics(prepared.recipe.task.metrics, prepared.parts.test.rows)
+    if prepared.rolled:
+        return rollouts.choose(prepared.recipe.task.metrics)
     labels = prepared.recipe.task.labels
     names = prepared.recipe.task.metrics or _default(prepared)
     return choose(names, labels or None)
@@ -83,7 +90,9 @@ def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
     asked = {}
     if prepared.pairs:
         asked = {"number": reference.answering(prepared, model)(examples, told("evaluation (rewards)", len(examples)))}
-    for kind in kinds(metrics, prepared.recipe.task.labels) if not prepared.pairs else ():
+    if prepared.rolled:
+        asked = {"text": _rewarded(prepared, model, told("evaluation (rollouts)", len(examples)))}
+    for kind in kinds(metrics, prepared.recipe.task.labels) if not asked else ():
         reader, given = prepared.codec, prepared.recipe
         predictor = predictor_for(
             kind, given.task, model, reader, prepared.template, prepared.context, given.evaluation.seed, prepared.head
@@ -93,6 +102,16 @@ def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
     if prepared.head or not prepared.recipe.evaluation.forgetting:
         return Answers(measured, (), ())
     return Answers(measured, *general(prepared, model, told))
+
+
+def _rewarded(prepared: Prepared, model: nn.Module, tick: Tick) -> list[Output]:
+    """The held-out completions, scored. Rewards that are models lie beside the policy already once it has its method."""
+    rolled, given = prepared.rolled, prepared.recipe
+    assert rolled is not None
+    kept, codec = rolled.originals, prepared.codec
+    with lent(rolled.reward, model, codec) if kept is None else nullcontext(rolled.reward) as reward:
+        asked = rollouts.Rewarded(model, rolled.test, reward, given.rollouts, codec, given.evaluation.seed, kept)
+        return asked(prepared.parts.test.rows, tick)
 
 
 def _questions(rows: Sequence[Any], kind: str) -> Sequence[Any]:

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from acclimate.data.examples import Conversation, Document, Example, Preference, Ranking, Row, Tagged
+from acclimate.data.examples import Conversation, Document, Example, Feedback, Preference, Ranking, Row, Tagged
 from acclimate.data.read import Table, read
 from acclimate.data.sources import resolve_data
 from acclimate.data.split import Shares, overlap, plain, prompt_of, split
 from acclimate.data.template import Template
 from acclimate.errors import DataError
-from acclimate.recipe import Data, Task
+from acclimate.recipe import Data, Mixture, Task
+from acclimate.run.mixture import evenly, learned_rows, mixed
 
-LEARNABLE = (Example, Conversation, Document, Tagged, Preference, Ranking)
+LEARNABLE = (Example, Conversation, Document, Tagged, Preference, Ranking, Feedback)
 HELD_OUT = {"dev": 0.1, "test": 0.15}  # of the training source, where it has no file of its own
 
 
@@ -39,15 +40,12 @@ class Parts:
 
 def parts(data: Data, task: Task) -> Parts:
     """Read and split what the recipe names. Prompts that are in train and test are taken out of train."""
+    if data.mixture:
+        return _mixed(data, data.mixture, task)
     train = _table(data.train, data, task)
     test = train if data.test in ("", data.train) else _table(data.test, data, task)
     dev = train if data.dev in ("", data.train) else _table(data.dev, data, task)
-    for name, table in (("train", train), ("test", test), ("dev", dev)):
-        if table.kind not in LEARNABLE:
-            raise DataError(
-                f"data.{name}: {table.name} holds rows of kind {table.kind.__name__}; a run learns from "
-                f"{', '.join(kind.__name__ for kind in LEARNABLE)}."
-            )
+    _refuse_kinds({"train": train, "test": test, "dev": dev})
     key = _key(task)
     own = [name for name, table in (("dev", dev), ("test", test)) if table is train]
     held_out = {name: share for name, share in HELD_OUT.items() if name in own}
@@ -76,6 +74,64 @@ def parts(data: Data, task: Task) -> Parts:
     }
     found = Parts(made["train"], made["dev"], made["test"])
     return replace(found, warnings=(*left_out(found), *warnings))
+
+
+def _refuse_kinds(tables: Mapping[str, Table]) -> None:
+    """DataError for rows that no run learns from."""
+    for name, table in tables.items():
+        if table.kind not in LEARNABLE:
+            raise DataError(
+                f"data.{name}: {table.name} holds rows of kind {table.kind.__name__}; a run learns from "
+                f"{', '.join(kind.__name__ for kind in LEARNABLE)}."
+            )
+
+
+def _mixed(data: Data, given: Mixture, task: Task) -> Parts:
+    """The parts of many tasks. A dev or test source that is one of the mixture's gives its own part alone."""
+    key = _key(task)
+    own = [name for name in ("dev", "test") if not getattr(data, name) and (name == "dev" or not given.hold_out)]
+    held_out = {name: share for name, share in HELD_OUT.items() if name in own}
+    found = mixed(given, key, Shares(1.0 - sum(held_out.values()), held_out.get("dev", 0.0), held_out.get("test", 0.0)))
+    rows = {"dev": found.dev, "test": found.test}
+    rows |= {name: _apart(name, data, given, task) for name in ("dev", "test") if getattr(data, name)}
+    held = {plain(key(row)) for part in rows.values() for row in part}
+    learned = learned_rows(found, given, 0, data.limit.train, held, key)
+    kinds = {type(row) for part in (learned, *rows.values()) for row in part}
+    if not kinds <= {Example, Conversation, Document}:
+        raise DataError("A mixture is learned from examples, conversations and texts; a source holds something else.")
+    cut = {name: limited(part, getattr(data.limit, name), key) for name, part in rows.items()}
+    if given.hold_out:
+        cut["test"] = evenly(rows["test"], data.limit.test)
+    dropped = {"template": found.dropped} if found.dropped else {}
+    return Parts(
+        Part(found.name, learned, _stamp(learned), dropped),
+        Part(data.dev or f"{found.name} (dev)", cut["dev"], _stamp(cut["dev"]), {}),
+        Part(
+            data.test or (f"held out: {', '.join(given.hold_out)}" if given.hold_out else f"{found.name} (test)"),
+            cut["test"],
+            _stamp(cut["test"]),
+            {},
+        ),
+    )
+
+
+def _apart(name: str, data: Data, given: Mixture, task: Task) -> tuple[Any, ...]:
+    """The rows of data.dev or data.test: all, or the part of that name where the mixture learns from the same source."""
+    table = _table(getattr(data, name), data, task)
+    shared = getattr(data, name) in {source.rows for source in given.sources}
+    if not shared:
+        return table.rows
+    return getattr(split(table.rows, Shares(1.0 - sum(HELD_OUT.values()), **HELD_OUT), _key(task)), name)  # type: ignore[no-any-return]
+
+
+def _stamp(rows: Sequence[Any]) -> str:
+    """A hash of the rows as they are asked."""
+    digest = sha256()
+    for row in rows:
+        digest.update(
+            repr((type(row).__name__, getattr(row, "prompt", ""), getattr(row, "target", ""), row.where)).encode()
+        )
+    return f"sha256:{digest.hexdigest()}"
 
 
 def left_out(found: Parts) -> tuple[str, ...]:
@@ -124,7 +180,7 @@ def _key(task: Task) -> Any:
             return row.text
         if isinstance(row, Tagged):
             return " ".join(row.tokens)
-        if isinstance(row, Preference | Ranking):
+        if isinstance(row, Preference | Ranking | Feedback):
             return prompt_of(row)
         assert isinstance(row, Conversation)
         return "\n".join(m.content for m in row.messages if m.role != "assistant")

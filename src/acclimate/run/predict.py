@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from acclimate.errors import RecipeError
 from acclimate.methods.delta import trainable
 from acclimate.models.logprobs import ROWS_AT_ONCE
 from acclimate.recipe import Recipe
 from acclimate.run import reference
 from acclimate.run.carry import installed
 from acclimate.run.prepare import Prepared, prepare
+from acclimate.run.rollouts import rolls
 from acclimate.run.train import collated, recompute
 from acclimate.tokens.schedule import passes, plan
 
@@ -65,6 +67,8 @@ class Forecast:
 
 def predict(recipe: Recipe) -> Forecast:
     """The forecast for a recipe on this machine. The model is loaded; its step is only traced, without numbers."""
+    if rolls(recipe):
+        raise RecipeError("There is no forecast of objectives on rollouts: what they read depends on what they write.")
     bare = prepare(recipe)
     speed, on_cpu = _forward_rate(bare), not torch.cuda.is_available()
     program = _resident() - _bytes(bare.model) if on_cpu else 0
@@ -114,7 +118,7 @@ def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _mixed(prepared, model):
         own = _hollow(model, mode)
         moved: dict[str, Any] = {k: mode.from_tensor(v) for k, v in vars(batch).items() if isinstance(v, Tensor)}
-        with _counting(found, own), _NothingStrange():
+        with _counting(found, own), _NothingStrange():  # type: ignore[no-untyped-call]
             prepared.objective(model, replace(batch, **moved))
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
@@ -136,11 +140,11 @@ def _hollow(model: nn.Module, mode: FakeTensorMode) -> set[int]:
     return {tensor.untyped_storage()._cdata for tensor in fakes.values()}
 
 
-class _NothingStrange(TorchDispatchMode):
+class _NothingStrange(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tensors without content answer no to every question about their numbers, such as whether an id is out of place."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return False if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        return False if func is torch.ops.aten._local_scalar_dense.default else func(*given, **(named or {}))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from acclimate.data.template import Template
 from acclimate.errors import DataError, RecipeError
 from acclimate.models.heads import TaskModel, best_pool, trunk_with_heads
 from acclimate.models.load import Loaded
-from acclimate.objectives import GRPO, KTO, LM, OBJECTIVES, PPO, RLOO, PreferredFT, Reward, SequenceLM
+from acclimate.objectives import GRPO, KTO, LM, OBJECTIVES, PPO, RLOO, PreferredFT, Reward, SequenceLM, Spans
 from acclimate.recipe import Recipe, Task
 from acclimate.run.tasks import HeadTask
 from acclimate.tokens.codec import Codec, Encoded
@@ -34,7 +34,7 @@ def compares(recipe: Recipe, rows: Sequence[Any]) -> bool:
     judged = isinstance(rows[0], Preference | Ranking)
     if judged == (not isinstance(recipe.objective, TEXTS)):
         return judged
-    fitting = [name for name, kind in OBJECTIVES.items() if (kind in TEXTS) != judged]
+    fitting = [name for name, kind in OBJECTIVES.items() if (kind in TEXTS) != judged and kind is not Spans]
     kind, name = type(rows[0]).__name__, next(n for n, o in OBJECTIVES.items() if o is type(recipe.objective))
     raise RecipeError(
         f"{recipe.data.train} holds rows of kind {kind}, which objective {name} does not learn from; choose one of: "

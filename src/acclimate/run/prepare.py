@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from acclimate.data.examples import Conversation, Document, Example, Row
+from acclimate.data.read import read
 from acclimate.data.sandbox import compiled
+from acclimate.data.sources import resolve_data
 from acclimate.data.template import Template, segments
 from acclimate.errors import DataError, RecipeError
 from acclimate.methods.soft import soft_of
@@ -16,7 +18,7 @@ from acclimate.models.outline import is_encoder_decoder
 from acclimate.models.precision import Precision, choose, device
 from acclimate.objectives import Reward
 from acclimate.recipe import Data, Recipe, Task
-from acclimate.run import preferences, tasks
+from acclimate.run import feedback, preferences, rollouts, tasks
 from acclimate.run.parts import Part, Parts, parts
 from acclimate.tokens.codec import Codec, Encoded, codec, refuse_control_tokens
 from acclimate.tokens.truncate import Fitted, fit_rows
@@ -37,6 +39,7 @@ class Prepared:
     dev: Fitted
     head: tasks.HeadTask | None = None  # what answers, where the model does not write
     pairs: preferences.Comparisons | None = None  # the rows as ids, where they compare completions
+    rolled: rollouts.Rolled | None = None  # the rows as prompts, where the model learns from its own completions
 
     @property
     def objective(self) -> Objective:
@@ -47,28 +50,54 @@ class Prepared:
 def prepare(recipe: Recipe) -> Prepared:
     """Data first (its mistakes are found in seconds), then the model, then every row as ids."""
     compiled(recipe.task.template)
+    rollouts.check_recipe(recipe)
     found = parts(recipe.data, recipe.task)
     where = device()
     dtype = choose(recipe.training.precision, where)
+    if feedback.marks(recipe, found.train.rows):
+        return _with_spans(recipe, found, load(recipe.model, dtype=dtype, task="encoder"))
     judged, reads = preferences.compares(recipe, found.train.rows), isinstance(recipe.objective, Reward)
     loaded = load(recipe.model, dtype=dtype, task="encoder" if recipe.task.head or reads else "lm")
     if judged:
         return _with_pairs(recipe, found, loaded)
     if tasks.wants_head(recipe.task, loaded):
         return _with_head(recipe, found, loaded)
+    rollouts.check_model(recipe, loaded)
     tasks.refuse_tags(found.train.rows)
     loaded.model.to(where)  # type: ignore[arg-type]
     reader = codec_of(loaded)
     template, task = resolve_task(recipe.task, reader, found.train.rows[0])
     context = context_of(loaded.model)
     most = min(recipe.data.max_tokens or context, context)
-    settled = replace(recipe.training, precision=named(dtype))
+    recipe = replace(recipe, training=replace(recipe.training, precision=named(dtype)), task=task)
+    empty = Fitted([], [], [])
+    if rollouts.rolls(recipe):
+        return with_rollouts(Prepared(recipe, found, loaded.model, reader, template, context, empty, empty))
     train = encode_rows(found.train, template, reader, most, recipe.data)
     dev = encode_rows(found.dev, template, reader, most, recipe.data)
     if not train.rows:
         raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
-    recipe = replace(recipe, training=settled, task=task)
     return Prepared(recipe, found, loaded.model, reader, template, context, train, dev)
+
+
+def with_rollouts(prepared: Prepared) -> Prepared:
+    """The same inputs with their rows as prompts, for the codec they have now."""
+    recipe, found, reader = prepared.recipe, prepared.parts, prepared.codec
+    rows = (found.train.rows, found.test.rows)
+    beside = _beside(recipe.data, prepared) if recipe.data.pretrain else ()
+    rolled, train = rollouts.rolled(recipe, rows, prepared.template, reader, prepared.context, beside)
+    if not train.rows:
+        raise DataError(f"No prompt of {found.train.name} leaves room for a completion.")
+    return replace(prepared, rolled=rolled, train=train)
+
+
+def _beside(data: Data, prepared: Prepared) -> list[Encoded]:
+    """The ordinary text of PPO-ptx as ids; of a text that is too long its beginning."""
+    table = read(resolve_data(data.pretrain), columns=data.columns)
+    most = min(data.max_tokens or prepared.context, prepared.context)
+    part = Part(table.name, tuple(table.rows), table.sha256, {})
+    data = replace(data, truncation="truncate-response")
+    return encode_rows(part, prepared.template, prepared.codec, most, data).rows
 
 
 def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
@@ -77,6 +106,8 @@ def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
     if not (soft.front or soft.back):
         return prepared
     reader = replace(prepared.codec, front=soft.front, back=soft.back)
+    if prepared.rolled:
+        return with_rollouts(replace(prepared, codec=reader))
     if prepared.head and not prepared.pairs:
         return _read_again(prepared, reader)
     data, context = prepared.recipe.data, prepared.context
@@ -160,6 +191,20 @@ def _with_head(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
         task=replace(recipe.task, head=True, chat=False),
     )
     return Prepared(settled, found, model, reader, head.reader.template, most, train, dev, head)
+
+
+def _with_spans(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
+    """As `prepare`, for completions with marked spans."""
+    reader, data, dtype = replace(codec_of(loaded), reads=False), recipe.data, loaded.model.dtype
+    template, task = resolve_task(recipe.task, reader, preferences.stand_in(found.train.rows))
+    most = min(data.max_tokens or context_of(loaded.model), context_of(loaded.model))
+    model, head = feedback.with_head(loaded, reader, template, most, recipe, found.train.rows)
+    model.to(device())
+    train, dev = (tasks.encode(head, part.rows, data.truncation) for part in (found.train, found.dev))
+    if not train.rows:
+        raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
+    recipe = replace(recipe, training=replace(recipe.training, precision=named(dtype)), task=task)
+    return Prepared(recipe, found, model, reader, template, most, train, dev, head)
 
 
 def named(dtype: torch.dtype) -> Precision:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 import acclimate
+from acclimate.data.yaml_tables import plain
 from acclimate.evaluation.evaluate import scores
 from acclimate.metrics.intervals import paired
 from acclimate.metrics.metric import Metric
-from acclimate.recipe import plain
 from acclimate.run.carry import licence_of
 from acclimate.run.compare import Bench, read
 from acclimate.run.measure import Answers, from_json, metrics_of

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from torch import nn
 
+from acclimate.data.yaml_tables import build, compose, laid_over, overlay, plain
 from acclimate.errors import RecipeError, unknown
 from acclimate.methods import METHODS, LoRA
-from acclimate.recipe import Recipe, build, check, compose, laid_over, overlay, plain, text_of
+from acclimate.recipe import Recipe, check, text_of
 from acclimate.run.feature_rung import Features
 from acclimate.run.prompt_rung import ChainOfThought, FewShot
 from acclimate.run.prompt_search import PromptSearch

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from acclimate.data.examples import Example, Output, Tagged
+from acclimate.data.examples import Example, Feedback, Output, Tagged
 from acclimate.data.tasks import PAIRS
 from acclimate.data.template import Template
 from acclimate.errors import DataError, RecipeError
@@ -53,6 +53,11 @@ class HeadTask:
     def shape(self) -> Shape:
         """What it answers."""
         return self.reader.shape
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an adapter says of how its head is asked."""
+        return {"threshold": self.threshold, "max_tokens": self.reader.limit}
 
     def answering(self, kind: str, model: nn.Module) -> AskHead:
         """What asks the head of `model`. RecipeError for a kind of metric that this head says nothing to."""
@@ -128,7 +133,7 @@ def described(task: HeadTask | None) -> dict[str, Any]:
 
 def facts_of(task: HeadTask | None) -> dict[str, Any]:
     """What an adapter says of how its head is asked."""
-    return {"threshold": task.threshold, "max_tokens": task.reader.limit} if task else {}
+    return task.facts if task else {}
 
 
 def target_of(row: Any) -> str:
@@ -248,9 +253,11 @@ def encode(task: HeadTask, rows: Sequence[Any], policy: Policy) -> Fitted:
     """The rows as the head reads them; longer ones by the recipe's policy. The answer of a head is never cut."""
     done = Fitted([], [], [])
     for row in rows:
-        if not isinstance(row, Tagged) and not (isinstance(row, Example) and (row.target or task.shape.empty)):
+        if not isinstance(row, Tagged | Feedback) and not (
+            isinstance(row, Example) and (row.target or task.shape.empty)
+        ):
             raise DataError(f"{row.where} has no answer; a task head learns from rows with one.")
-        for reading in task.reader(row):
+        for reading in task.reader(cast(Any, row)):
             if reading.truncated and policy == "error":
                 raise DataError(
                     f"{row.where} is {reading.size + reading.truncated:,} tokens long; {task.reader.limit:,} fit. Set "
@@ -310,11 +317,16 @@ def _first_number(text: str) -> float:
 
 @dataclass(frozen=True)
 class OwnChoices:
-    """What a model that writes answers: the likeliest of a row's own choices, or a text where the rows bring none."""
+    """What a model that writes answers: the likeliest of a row's own choices, or a text where the row brings none."""
 
     chooser: Choose
     writer: Generate
 
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
-        offered = all("choices" in example.fields for example in examples)
-        return (self.chooser if offered else self.writer)(examples, tick)
+        offered = [i for i, example in enumerate(examples) if "choices" in example.fields]
+        free = [i for i, example in enumerate(examples) if "choices" not in example.fields]
+        answered: dict[int, Output] = {}
+        for answer, places in ((self.chooser, offered), (self.writer, free)):
+            if places:
+                answered |= zip(places, answer([examples[i] for i in places], tick), strict=True)
+        return [answered[i] for i in range(len(examples))]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -15,9 +15,10 @@ from acclimate.methods.delta import trainable
 from acclimate.models.allocator import forget_peak, peak, return_free_pages
 from acclimate.models.collate import collate
 from acclimate.models.outline import trunk_of
+from acclimate.models.policy import VALUE, drop_value_head
 from acclimate.recipe import Training
 from acclimate.report.trackers import Tracker
-from acclimate.run import reference, tasks
+from acclimate.run import iterations, reference, tasks
 from acclimate.run.prepare import Prepared
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
@@ -58,35 +59,65 @@ def train(
     resumable: bool = True,  # False: no checkpoints; what is killed begins again
 ) -> Spent:
     """Train `model`, whose method is installed, to the recipe's last step; from the newest checkpoint if there is one."""
-    given = prepared.recipe.training
+    given, prepared = prepared.recipe.training, iterations.opened(prepared, model)
     optimizer = optim.adamw(trainable(model), given.rate, decay=given.decay)
     torch.manual_seed(given.seed)
     start, spent = _begin(model, optimizer, run, said)
-    model.train()
-    _quiet(model)
-    if given.checkpointing:
-        recompute(model)
-    forget_peak()
+    _set_mode(prepared, model)
     begun = time.perf_counter() - spent.seconds
-    for step in _steps(prepared, model, optimizer, start, said):
+    reached, told = start, dict[str, float]()
+
+    def heed() -> None:  # while completions are sampled
+        if stop.requested and resumable and reached:
+            _keep(run, reached, model, optimizer, spent)
+        stop.check(f"sampling, after step {reached}")
+
+    rolled = iterations.groups(prepared, model, run, start, heed, told, autocast(model, given))
+    found = rolled if prepared.rolled else groups(prepared, model, start, said)
+    for step in _steps(prepared, model, optimizer, start, found):
+        step, reached = replace(step, metrics={**step.metrics, **told}), step.index
         spent = spent.after(step, time.perf_counter() - begun)
         append_line(run.log, _row(step))
         _watch_dev(prepared, model, run, step.index, trackers)
         asked_to_stop = stop.requested is not None
         if resumable and (step.index % given.checkpoint_every == 0 or step.index == given.steps or asked_to_stop):
-            sync(run.log)
-            save(run.checkpoints, step.index, state(model, optimizer), vars(spent))
-        for tracker in trackers:
-            tracker.log(step.index, {"loss": step.loss, "norm": step.norm, "rate": step.rate, **step.metrics})
-        heard(step)
-        if step.index % TIDY_EVERY == 0:
-            return_free_pages()
+            _keep(run, step.index, model, optimizer, spent)
+        _tell(trackers, heard, step)
         if asked_to_stop:
             stop.check(f"training, after step {step.index}")
+    _close(model, given)
+    return spent
+
+
+def _tell(trackers: Sequence[Tracker], heard: Heard, step: Step) -> None:
+    for tracker in trackers:
+        tracker.log(step.index, {"loss": step.loss, "norm": step.norm, "rate": step.rate, **step.metrics})
+    heard(step)
+    if step.index % TIDY_EVERY == 0:
+        return_free_pages()
+
+
+def _close(model: nn.Module, given: Training) -> None:
+    """The model as it answers: without what only training needed."""
     if given.checkpointing:
         _remember(model)
+    drop_value_head(model)
     model.eval()
-    return spent
+
+
+def _keep(run: RunFolder, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, spent: Spent) -> None:
+    """A checkpoint, and the log up to it, on the disk itself."""
+    sync(run.log)
+    save(run.checkpoints, step, state(model, optimizer), vars(spent))
+
+
+def _set_mode(prepared: Prepared, model: Any) -> None:
+    """Dropout as the run has it: none where the probabilities of completions are compared with those they were drawn by."""
+    model.train(prepared.rolled is None)
+    _quiet(model)
+    if prepared.recipe.training.checkpointing:
+        recompute(model)
+    forget_peak()
 
 
 def _quiet(model: Any) -> None:
@@ -97,13 +128,13 @@ def _quiet(model: Any) -> None:
 
 
 def _steps(
-    prepared: Prepared, model: nn.Module, optimizer: torch.optim.Optimizer, start: int, said: Callable[[str], None]
+    prepared: Prepared, model: nn.Module, optimizer: torch.optim.Optimizer, start: int, found: Iterator[Sequence[Any]]
 ) -> Iterator[Step]:
     """The loop, as the recipe sets it."""
     given = prepared.recipe.training
     return fit(
         model,
-        groups(prepared, model, start, said),
+        found,
         prepared.objective,
         optimizer,
         rate=lambda i: given.rate * given.schedule.share(i, given.steps),
@@ -230,7 +261,8 @@ def dev_loss(prepared: Prepared, model: nn.Module) -> float:
 
 def autocast(model: nn.Module, given: Training) -> torch.dtype | None:
     """bfloat16 products for weights that train in float32 on a machine that multiplies bfloat16 well."""
-    wide = any(p.requires_grad and p.dtype == torch.float32 and ".delta." not in n for n, p in model.named_parameters())
+    own = [(n, p) for n, p in model.named_parameters() if ".delta." not in n and not n.startswith(VALUE)]
+    wide = any(p.requires_grad and p.dtype == torch.float32 for _, p in own)
     return torch.bfloat16 if wide and given.precision == "bfloat16" else None
 
 

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 import acclimate
-from acclimate.data.examples import Conversation, Document, Example, Output, Preference, Ranking, Tagged
+from acclimate.data.examples import Conversation, Document, Example, Feedback, Output, Preference, Ranking, Tagged
 from acclimate.data.template import Segment, segments
+from acclimate.data.yaml_tables import plain
 from acclimate.evaluation.evaluate import differences, scores
 from acclimate.metrics.intervals import score
 from acclimate.metrics.labels import ExactMatch, per_label
 from acclimate.metrics.likelihood import Perplexity
 from acclimate.models.fingerprint import template_hash, tokenizer_hash
-from acclimate.recipe import plain
 from acclimate.report.answers import SIDES
 from acclimate.report.card import card
 from acclimate.report.groups import NAMES
@@ -160,11 +160,11 @@ def _group(example: Example | Conversation | Document | Tagged) -> dict[str, Any
     return {name: fields[name] for name in NAMES if isinstance(fields.get(name), str | int)}
 
 
-def asked(prepared: Prepared, example: Example | Conversation | Document | Tagged | Preference | Ranking) -> str:
+def asked(prepared: Prepared, example: Any) -> str:
     """The text of a row's prompt under the template, without the chat format around it."""
     if isinstance(example, Tagged):
         return " ".join(example.tokens)
-    if isinstance(example, Preference | Ranking):
+    if isinstance(example, Preference | Ranking | Feedback):
         return "\n\n".join(message.content for message in example.prompt)
     if isinstance(example, Example):
         return prepared.template.question(example)

@@ -107,7 +107,8 @@ def _mean_gradient(parameters: Mapping[str, nn.Parameter], count: float, max_nor
 
 
 def _means(done: Sequence[Loss], count: float) -> dict[str, float]:
-    return {name: sum(float(loss.metrics[name]) for loss in done) / count for name in (done[0].metrics if done else ())}
+    names = dict.fromkeys(name for loss in done for name in loss.metrics)
+    return {name: sum(float(loss.metrics.get(name, 0)) for loss in done) / count for name in names}
 
 
 def _tokens(group: Sequence[Any]) -> int:

@@ -27,6 +27,17 @@ def stands_still(model: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in base(model).values())
 
 
+def undropped(model: nn.Module) -> None:
+    """No dropout from now on though `model` trains: its reference drops nothing either, so their ratio begins at 1.
+
+    What recomputes its activations does so in training mode only; it stays there, with its own rates at 0.
+    """
+    for module in model.modules():
+        module.training = module.training and bool(getattr(module, "gradient_checkpointing", False))
+        rates = [name for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)]
+        vars(module).update(dict.fromkeys(rates if module.training else (), 0.0))
+
+
 @torch.no_grad()
 def base_logprobs(model: nn.Module, batch: Batch, documents: int, autocast: torch.dtype | None = None) -> Tensor:
     """(documents,) Σ log p in nats under the model's own tensors: no delta answers, no dropout, no gradient."""
