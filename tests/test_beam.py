@@ -64,7 +64,7 @@ def test_score_counts_the_terminator() -> None:
     draft = Draft().add(A, -1.0, Ends(frozenset({END}), 9)).add(END, -3.0, Ends(frozenset({END}), 9))
     assert (draft.ids, draft.logprobs, draft.total, draft.finish) == ((A,), (-1.0, -3.0), -4.0, "stop")
     assert [score(draft, Beam(2, alpha)) for alpha in (0.0, 1.0, 2.0, -1.0)] == [-4.0, -2.0, -1.0, -8.0]
-    assert draft.generated == Generated((A,), (-1.0,), "stop")
+    assert draft.generated == Generated((A,), (-1.0,), "stop", END)
 
 
 def tiny(seed: int, vocabulary: int) -> nn.Module:

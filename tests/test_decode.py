@@ -207,7 +207,7 @@ def test_a_terminator_at_once_leaves_an_empty_completion() -> None:
     model = writer("gpt2")
     (free,) = generate(model, [[5, 6]], Greedy(), terminators=NEVER, max_new=1, pad=0)
     assert generate(model, [[5, 6]], Greedy(), terminators=frozenset(free.ids), max_new=5, pad=0) == [
-        Generated((), (), "stop")
+        Generated((), (), "stop", free.ids[0])
     ]
 
 

@@ -262,3 +262,23 @@ def test_it_learns_what_is_rewarded(learner, seed):
     steps = list(fit(model, groups(), learner, optimizer, rate=lambda i: 0.02))
     assert sum(earned[-3:]) / 3 >= 0.95, earned
     assert len(steps) == 2 * (len(earned) - 1)
+
+
+def test_completions_that_all_earn_the_same_teach_nothing_and_stop_nothing():
+    model = policy(valued=False)
+    how, before = replace(HOW, beta=0.0, parts=1, epochs=1), {n: p.clone() for n, p in model.named_parameters()}
+    buffer = collect(
+        model,
+        PROMPTS,
+        lambda found: whole([1.0] * len(found), found),
+        GRPO(),
+        how,
+        READER,
+        beta=0.0,
+        seed=1,
+        originals={},
+    )
+    update = experiences(model, buffer, range(8), how, READER, 4096)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.0)
+    assert len(list(fit(model, [update] * 6, GRPO(), optimizer, rate=lambda i: 0.01))) == 6
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -71,7 +71,7 @@ def written(path: Path, *rows: object) -> Path:
 
 
 def test_every_task_is_tried_and_keeps_its_row() -> None:
-    assert {form.name for form in TASKS} == set(GOOD)
+    assert {form.name for form in TASKS if form.kind is Example} == set(GOOD)
     for name, row in GOOD.items():
         found = example(row | {"id": 7})
         assert recognise(row, formats(PLAIN)).name == name

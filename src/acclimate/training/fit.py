@@ -66,9 +66,9 @@ def fit(
         for options in optimizer.param_groups:
             options["lr"] = now
         done = _descend(model, group, objective, mixed)
-        watch.gradients(index, now)
         count = sum(float(loss.count) for loss in done)
         total = sum(float(loss.total) for loss in done)
+        watch.gradients(index, now if total else 0.0)  # a loss of 0 moves nothing: completions that all earned the same
         if not count:
             raise diagnose(model, group, objective, index, "no token of this batch is counted by the loss")
         norm = _mean_gradient(parameters, count, max_norm)
