@@ -6,6 +6,7 @@ from acclimate.models.collate import collate
 from acclimate.tokens.codec import Encoded
 from acclimate.tokens.pairs import Compared, Pairs, paired
 from tests import tiny
+from tests.hand import slow_logprobs
 
 PAD = 2  # also the end-of-text id of the tiny models
 SIZES = ((1, 2), (1, 2), (1, 2, 2), (2, 1), (1, 3, 2, 4))  # ranks of each row
@@ -43,16 +44,5 @@ def known(row: Compared, i: int) -> float:
 
 
 def logprobs_of(model, row: Encoded) -> list[float]:
-    """log p of every scored token, one at a time, unpadded, from the chain rule."""
-    found = []
-    for t, counts in enumerate(row.scored):
-        if not counts:
-            continue
-        with torch.no_grad():
-            if row.source:
-                start = [model.config.decoder_start_token_id, *row.ids[:t]]
-                logits = model(input_ids=torch.tensor([row.source]), decoder_input_ids=torch.tensor([start])).logits
-            else:
-                logits = model(input_ids=torch.tensor([row.ids[:t]])).logits
-        found.append(float(torch.log_softmax(logits[0, -1], -1)[row.ids[t]]))
-    return found
+    """log p of every scored token."""
+    return slow_logprobs(model, row).tolist()

@@ -1,4 +1,4 @@
-"""GPT-2 one position, one head and one key at a time, as the papers write attention: slow, and sure."""
+"""Slow, and sure: one token at a time from the chain rule; GPT-2 one position, one head and one key at a time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -42,3 +42,19 @@ def gpt2(
         for place, row in after[number].items() if after else ():
             h[place] = row
     return torch.stack([model.lm_head(trunk.ln_f(x)) for x in h])
+
+
+def slow_logprobs(model, row):
+    """One row, one token at a time, unpadded, without cache: straight from the chain rule."""
+    found = []
+    for t, counts in enumerate(row.scored):
+        if not counts:
+            continue
+        with torch.no_grad():
+            if row.source:
+                start = [model.config.decoder_start_token_id, *row.ids[:t]]
+                logits = model(input_ids=torch.tensor([row.source]), decoder_input_ids=torch.tensor([start])).logits
+            else:
+                logits = model(input_ids=torch.tensor([row.ids[:t]])).logits
+        found.append(torch.log_softmax(logits[0, -1], -1)[row.ids[t]])
+    return torch.stack(found)

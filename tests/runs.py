@@ -116,3 +116,18 @@ def same_run(one, other):
     left, right = load_file(ours / "tensors.safetensors"), load_file(theirs / "tensors.safetensors")
     assert left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def overrides(text: str) -> list[str]:
+    """`a.b=c d.e={f: g}` as overrides; a space before a word without `=` belongs to the value.
+
+    >>> overrides("task.system=be brief data.limit={train: 3}")
+    ['task.system=be brief', 'data.limit={train: 3}']
+    """
+    found: list[str] = []
+    for word in text.split():
+        if "=" in word:
+            found.append(word)
+        else:
+            found[-1] += f" {word}"
+    return found

@@ -17,6 +17,7 @@ from acclimate.tokens.codec import Encoded
 from acclimate.tokens.schedule import passes, plan
 from acclimate.training.fit import fit
 from tests import tiny
+from tests.hand import slow_logprobs
 
 WRITERS = ["llama", "gpt2", "t5", "bart"]
 STREAMS = ["llama", "gpt2"]
@@ -35,22 +36,6 @@ def rows_for(model, seed=0, lengths=(5, 9, 4, 7, 12, 6)):
         scored = (True,) * length if reads else (False,) * 2 + (True,) * (length - 2)
         found.append(Encoded(tuple(ids), scored, tuple(source) if reads else (), f"f:{number}"))
     return found
-
-
-def slow_logprobs(model, row):
-    """One row, one token at a time, unpadded, without cache: straight from the chain rule."""
-    found = []
-    for t, counts in enumerate(row.scored):
-        if not counts:
-            continue
-        with torch.no_grad():
-            if row.source:
-                start = [model.config.decoder_start_token_id, *row.ids[:t]]
-                logits = model(input_ids=torch.tensor([row.source]), decoder_input_ids=torch.tensor([start])).logits
-            else:
-                logits = model(input_ids=torch.tensor([row.ids[:t]])).logits
-        found.append(torch.log_softmax(logits[0, -1], -1)[row.ids[t]])
-    return torch.stack(found)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from acclimate.cli.main import app
+from acclimate.data.examples import Example
+from acclimate.data.mixture import Source, first
 from acclimate.errors import DataError, RecipeError
 from acclimate.recipe import parse
-from acclimate.run.mixture import evenly, first
+from acclimate.run.mixture import evenly
 from acclimate.run.parts import parts
 from tests import spelling, tiny
 
@@ -75,7 +77,7 @@ def test_a_cluster_held_out_is_never_learned_and_asked_about_in_every_wording(ho
 
 def test_fewer_tasks_and_wordings_are_among_more_and_dev_and_test_stay(home):
     every = mixture(home, more="data.mixture.hold_out=[o]", sources=("one", "two", "other", "plain"))
-    assert set(tasks(every.train)) == {"two", ""}
+    assert set(tasks(every.train)) == {"two", "plain"}
     base = mixture(home)
     seen: set[str] = set()
     for count in (1, 2, 3):
@@ -87,6 +89,7 @@ def test_fewer_tasks_and_wordings_are_among_more_and_dev_and_test_stay(home):
     for count in (1, 3):
         fewer = mixture(home, more=f"data.mixture.templates={count}")
         assert len(wordings(fewer.train)) == count
+        assert sorted(row.where for row in fewer.train.rows) == sorted(row.where for row in base.train.rows)
         assert (fewer.dev.rows, fewer.test.rows) == (base.dev.rows, base.test.rows)
 
 
@@ -162,14 +165,19 @@ def test_few_and_even():
     assert first(["a", "b", "c"], 0) == {"a", "b", "c"}
     assert first(["a", "b", "c"], 1) < first(["c", "b", "a"], 2)
 
-    class Row:
-        def __init__(self, task, template, place):
-            self.fields, self.where = {"task": task, "template": template}, str(place)
+    def rows(count, wordings):
+        fields = [{"template": w} for w in wordings]
+        return tuple(Example("", fields=f, where=f"f:{i}") for i in range(count) for f in fields)
 
-    rows = [Row("a", w, i) for i in range(50) for w in "xyz"] + [Row("b", "x", i) for i in range(5)]
-    kept = evenly(rows, 20)
-    assert Counter(row.fields["task"] for row in kept) == {"a": 9, "b": 5}
-    assert evenly(rows, 0) == tuple(rows)
+    sources = [Source("a", rows(50, "xyz"), "a"), Source("b", rows(5, "x"), "b")]
+    assert Counter(row.fields["template"] for row in evenly(sources, 20)) == {"x": 8, "y": 3, "z": 3}
+    assert len(evenly(sources, 0)) == 155
+
+
+def test_rows_without_templates_may_be_held_out_too(home):
+    found = mixture(home, sources=("one", "plain"), more="data.mixture.hold_out=[plain]")
+    assert tasks(found.test) == {"plain": 60}
+    assert set(tasks(found.train)) == {"one"}
 
 
 def test_a_run_shows_each_held_out_task_with_the_spread_over_its_wordings(home, tmp_path, capsys):

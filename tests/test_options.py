@@ -23,6 +23,7 @@ from acclimate.run.predict import predict
 from acclimate.training.folder import claim
 from acclimate.training.signals import Stop
 from tests import spelling, tiny
+from tests.runs import overrides
 
 
 class Option(NamedTuple):
@@ -262,24 +263,9 @@ def run(tmp_path_factory):
     return made
 
 
-def words(text: str) -> list[str]:
-    """`a.b=c d.e={f: g}` as overrides; a space before a word without `=` belongs to the value.
-
-    >>> words("task.system=be brief data.limit={train: 3}")
-    ['task.system=be brief', 'data.limit={train: 3}']
-    """
-    found: list[str] = []
-    for word in text.split():
-        if "=" in word:
-            found.append(word)
-        else:
-            found[-1] += f" {word}"
-    return found
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_option_changes_what_it_says_and_nothing_else(run, name):
     option = OPTIONS[name]
-    before, after = run(*words(option.base)), run(*words(option.base), *words(option.other))
+    before, after = run(*overrides(option.base)), run(*overrides(option.base), *overrides(option.other))
     assert [facet for facet in option.changes.split() if before.facet(facet) == after.facet(facet)] == []
     assert [facet for facet in option.keeps.split() if before.facet(facet) != after.facet(facet)] == []

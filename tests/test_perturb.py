@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from acclimate.data.examples import Example
 from acclimate.errors import DataError
 from acclimate.evaluation.harms import gendered, in_dialect, renamed
-from acclimate.evaluation.perturb import CONTRACTIONS, PERTURBATIONS, contracted, expanded, perturbed, spaced, typos
+from acclimate.evaluation.perturb import (
+    CONTRACTIONS,
+    PERTURBATIONS,
+    contracted,
+    expanded,
+    rewritten,
+    seeded,
+    spaced,
+    typos,
+)
 from acclimate.metrics.words import NAMES
 
 TEXT = "I am sure that she is not late; they're wonderful people who don't wait for anybody without reason."
@@ -19,22 +28,20 @@ ROW = Example("Good? " + TEXT, "yes", ("yes", "Yes"), {"text": TEXT, "label": "y
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_a_change_is_of_the_question_alone_and_repeatable(name: str) -> None:
-    changed = [perturbed(ROW, name, ["text"], seed) for seed in range(8)]
-    assert changed == [perturbed(ROW, name, ["text"], seed) for seed in range(8)]
+    changed = [rewritten(ROW, seeded(name, seed), ["text"]) for seed in range(8)]
+    assert changed == [rewritten(ROW, seeded(name, seed), ["text"]) for seed in range(8)]
     for row in changed:
         assert (row.target, row.references, row.where) == (ROW.target, ROW.references, ROW.where)
         assert {**row.fields, "text": TEXT} == ROW.fields
     assert any(row.fields["text"] != TEXT and row.prompt != ROW.prompt for row in changed)
-    assert perturbed(ROW, name).fields == ROW.fields
+    assert rewritten(ROW, seeded(name, 0)).fields == ROW.fields
     assert len({row.prompt for row in changed}) == (1 if name not in ("typos", "spaced") else 8)
 
 
 def test_what_cannot_be_changed_is_said() -> None:
-    with pytest.raises(DataError, match=r"No perturbation is called 'typo'\. Did you mean 'typos'"):
-        perturbed(ROW, "typo")
     for column in ("stars", "review"):
         with pytest.raises(DataError, match=rf"reviews\.jsonl:3 has no text in column '{column}' to change"):
-            perturbed(ROW, "lower", [column])
+            rewritten(ROW, seeded("lower", 0), [column])
 
 
 @given(st.text("abcdefgh ßé.,1", max_size=80), st.integers(0, 99))

@@ -259,7 +259,9 @@ def test_the_family_goes_the_whole_way(home, tmp_path, objective):
     ids=lambda words: " ".join(words).replace("{home}/", ""),
 )
 def test_rows_and_methods_of_any_shape(home, tmp_path, words):
-    run(home, tmp_path / "run", *words, "training.steps=2")
+    report = run(home, tmp_path / "run", *words, "training.steps=2")
+    assert report["training"]["steps"] == 2
+    assert report["result"]["scores"]["pair_accuracy"]["n"] > 0
 
 
 @pytest.mark.parametrize(

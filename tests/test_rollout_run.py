@@ -32,7 +32,7 @@ from acclimate.tokens.codec import codec
 from acclimate.training.folder import RunFolder, claim
 from acclimate.training.signals import Stop
 from tests import spelling, tiny
-from tests.runs import verb
+from tests.runs import overrides, verb
 from tests.test_resume import QUIET, Killed, killed_after
 
 WORDS = ("quick", "brown", "lazy", "good", "bad", "fox", "dog")
@@ -351,7 +351,7 @@ def trained(home, tmp_path_factory):
     def made(words):
         if words not in known:
             folder = tmp_path_factory.mktemp("options")
-            prepared, model = installed(prepare(recipe_of(home, "training.steps=5", *parted(words))))
+            prepared, model = installed(prepare(recipe_of(home, "training.steps=5", *overrides(words))))
             train(
                 prepared, model, RunFolder(folder, -1), Stop(), (), lambda s: None, lambda line: None, resumable=False
             )
@@ -359,17 +359,6 @@ def trained(home, tmp_path_factory):
         return known[words]
 
     return made
-
-
-def parted(words):
-    """`a=b c={d: e}` at the spaces before a word with `=`."""
-    found = []
-    for word in words.split():
-        if "=" in word:
-            found.append(word)
-        else:
-            found[-1] += f" {word}"
-    return found
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -425,7 +414,7 @@ ODD = {
 @pytest.mark.parametrize("words", ODD)
 def test_what_does_not_fit_is_refused(home, tmp_path, words):
     with pytest.raises(InputError, match=ODD[words]):
-        run(home, tmp_path / "run", *parted(words))
+        run(home, tmp_path / "run", *overrides(words))
 
 
 def test_a_plan_says_that_it_has_no_forecast(home):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acclimate.data.examples import Example, Row
-from acclimate.data.mixture import Source
+from acclimate.data.mixture import Source, first
 from acclimate.data.natural import Parts, examples, natural_instructions
 from acclimate.data.problem import Refused
 from acclimate.data.prompts import PromptSet, labelled
@@ -24,12 +24,15 @@ NONE = Parts(definition=False, emphasis=False, positive=0)
 USUAL = 2  # examples of a task that `parts` shows unless it says how many
 
 
-def sources(spec: Mapping[str, Any], where: str, *, seed: int = 0, every_prompt: bool = False) -> list[Source]:
+def sources(
+    spec: Mapping[str, Any], where: str, *, seed: int = 0, every_prompt: bool = False, most: int = 0
+) -> list[Source]:
     """The sources of one entry: a file of rows, or one for each task of Natural Instructions with its category as cluster.
 
     rows: a built-in name or a file. templates: a built-in set or a file; without any the rows are taken as they are.
     columns: the template's name → the file's. labels: what the column label means, in the order of its numbers.
     Each row comes in one prompt, drawn by its hash and the seed; with every_prompt once in each that is not turned around.
+    most: of a set's prompts only so many are drawn from, those whose names have the smallest hash; 0: all.
     Raises DataError with `where` or the place in a file, SourceError for rows that cannot be had.
     """
     if "natural_instructions" in spec:
@@ -43,7 +46,8 @@ def sources(spec: Mapping[str, Any], where: str, *, seed: int = 0, every_prompt:
         return [Source(name, rows, _text(spec, "cluster", where, name), *_share(spec, where))]
     prompts = _prompts(_text(spec, "templates", where), where)
     name, cluster = _text(spec, "name", where, prompts.task), _text(spec, "cluster", where, prompts.cluster)
-    prompts = replace(prompts, task=name, cluster=cluster)
+    few = first([prompt.name for prompt in prompts.prompts], most)
+    prompts = replace(prompts, task=name, cluster=cluster, prompts=tuple(p for p in prompts.prompts if p.name in few))
     raw = raw_rows(path, columns, labels, by_name=bool(prompts.labels))
     rows, dropped = _rendered(prompts, raw, seed, every_prompt)
     if not rows:

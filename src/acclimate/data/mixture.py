@@ -83,6 +83,16 @@ def _key(text: str) -> bytes:
     return sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
+def first(names: Sequence[str], most: int) -> set[str]:
+    """`most` of the different names (0: all), those with the smallest hash: fewer are always among more.
+
+    >>> first(["a", "b", "c", "a"], 2) < first(["c", "b", "a"], 3)
+    True
+    """
+    ranked = sorted(set(names), key=lambda name: sha256(f"first {name}".encode()).digest())
+    return set(ranked[:most] if most else ranked)
+
+
 def held_out(sources: Sequence[Source], clusters: Collection[str]) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
     """(sources to train on, sources of the clusters held out). Raises DataError for a cluster that no source has."""
     _told_apart(sources)

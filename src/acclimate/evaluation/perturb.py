@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from acclimate.data.examples import Example
-from acclimate.errors import DataError, unknown
+from acclimate.errors import DataError
 
 Change = Callable[[str, Random], str]
 
@@ -86,19 +86,16 @@ PERTURBATIONS: Mapping[str, Change] = {
 }
 
 
-def perturbed(example: Example, name: str, columns: Iterable[str] = (), seed: int = 0) -> Example:
-    """The example with its prompt and the named columns changed; target and references stay.
-
-    name: one of PERTURBATIONS. columns: those a template asks the question with; where it offers the answers too, leave
-    that one out. The change depends on the seed and the text alone, not on other rows. DataError for an unknown name.
-    """
-    if name not in PERTURBATIONS:
-        raise DataError(unknown("perturbation", name, PERTURBATIONS))
-    return rewritten(example, lambda text: PERTURBATIONS[name](text, Random(f"{seed} {text}")), columns)
+def seeded(name: str, seed: int) -> Callable[[str], str]:
+    """One of PERTURBATIONS as a change that depends on the seed and the text alone, not on other rows."""
+    return lambda text: PERTURBATIONS[name](text, Random(f"{seed} {text}"))
 
 
 def rewritten(example: Example, change: Callable[[str], str], columns: Iterable[str] = ()) -> Example:
-    """The example with `change` made to its prompt and to the columns; DataError where one of them is no text."""
+    """The example with `change` made to its prompt and to the columns; target and references stay.
+
+    columns: those a template asks the question with. DataError where one of them is no text.
+    """
     fields = dict(example.fields)
     for column in columns:
         if not isinstance(fields.get(column), str):

@@ -38,7 +38,7 @@ def _read(model: nn.Module, batch: Batch, read: Read) -> Tensor:
     spare = (0, -count % ROUND if count > ROUND else 0)  # rows that round the head's shape, and are left out again
     targets = nn.functional.pad(batch.targets, spare)
     hidden = nn.functional.pad(hidden_at(model, batch), (0, 0, *spare))
-    pieces = [_piece(head_of(model), h, t, read) for h, t in _blocks(hidden, targets)]
+    pieces = [_piece(head_of(model), h, t, read) for h, t in blocks(hidden, targets)]
     return torch.cat(pieces)[:count] if pieces else read(hidden.new_zeros(0, 1, dtype=torch.float32), targets)
 
 
@@ -50,7 +50,8 @@ def hidden_at(model: nn.Module, batch: Batch) -> Float[Tensor, "n d"]:
     return states.flatten(0, 1)[batch.predict]
 
 
-def _blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden states and targets, so many rows at a time that their logits fit."""
     return zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True)
 
 

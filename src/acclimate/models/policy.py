@@ -1,6 +1,5 @@
 """What a policy says of the tokens it wrote: log-probability, entropy and value, from one pass through the trunk."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from acclimate.errors import ModelError
-from acclimate.models.logprobs import ROWS_AT_ONCE, hidden_at
+from acclimate.models.logprobs import blocks, hidden_at
 from acclimate.models.outline import head_of, outline
 from acclimate.tokens.batch import Batch
 
@@ -28,7 +27,7 @@ def score(model: nn.Module, batch: Batch, temperature: float = 1.0) -> Scored:
     """One pass; the probabilities are those of logits / temperature, as sampled. Values are 0 without a value head."""
     refuse(model)
     hidden = hidden_at(model, batch)
-    pieces = [_piece(head_of(model), h, t, temperature) for h, t in _blocks(hidden, batch.targets)]
+    pieces = [_piece(head_of(model), h, t, temperature) for h, t in blocks(hidden, batch.targets)]
     logprob, entropy = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
     return Scored(logprob, entropy, values(model, hidden))
 
@@ -72,10 +71,6 @@ def refuse(model: nn.Module) -> None:
     """ModelError for a model whose head cannot be asked apart from its trunk."""
     if not outline(model).apart:
         raise ModelError(f"{type(model).__name__} hides its last hidden states, which a policy's values are read from.")
-
-
-def _blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(hidden, ROWS_AT_ONCE), torch.split(targets, ROWS_AT_ONCE), strict=True)
 
 
 def _piece(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,14 +56,6 @@ class Rollouts:
         return self.epochs * self.parts
 
 
-class Learner(Protocol):
-    """The part of an objective on rollouts that says how advantages are made."""
-
-    valued: bool
-    grouped: bool
-    in_reward: bool
-
-
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as ids, and the completion's other half: the row it came from."""
@@ -114,6 +106,7 @@ def collect(
 ) -> Buffer:
     """Sample `each` completions of every prompt, score them, and work out what their tokens teach. Nothing trains.
 
+    learner: the objective, which says how advantages are made.
     originals: the base tensors that train, as they were (`delta.snapshot`): the reference where nothing is attached.
     judge: another opinion of the same completions, which is told and teaches nothing.
     """

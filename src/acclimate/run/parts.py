@@ -48,9 +48,7 @@ def parts(data: Data, task: Task) -> Parts:
     _refuse_kinds({"train": train, "test": test, "dev": dev})
     key = _key(task)
     own = [name for name, table in (("dev", dev), ("test", test)) if table is train]
-    held_out = {name: share for name, share in HELD_OUT.items() if name in own}
-    shares = Shares(1.0 - sum(held_out.values()), held_out.get("dev", 0.0), held_out.get("test", 0.0))
-    cut = split(train.rows, shares, key)
+    cut = split(train.rows, _shares(own), key)
     chosen = {
         "train": cut.train,
         "dev": cut.dev if "dev" in own else dev.rows,
@@ -90,9 +88,8 @@ def _mixed(data: Data, given: Mixture, task: Task) -> Parts:
     """The parts of many tasks. A dev or test source that is one of the mixture's gives its own part alone."""
     key = _key(task)
     own = [name for name in ("dev", "test") if not getattr(data, name) and (name == "dev" or not given.hold_out)]
-    held_out = {name: share for name, share in HELD_OUT.items() if name in own}
-    found = mixed(given, key, Shares(1.0 - sum(held_out.values()), held_out.get("dev", 0.0), held_out.get("test", 0.0)))
-    rows = {"dev": found.dev, "test": found.test}
+    found = mixed(given, key, _shares(own))
+    rows = {"dev": found.dev, "test": found.test or tuple(row for source in found.asked for row in source.rows)}
     rows |= {name: _apart(name, data, given, task) for name in ("dev", "test") if getattr(data, name)}
     held = {plain(key(row)) for part in rows.values() for row in part}
     learned = learned_rows(found, given, 0, data.limit.train, held, key)
@@ -101,18 +98,19 @@ def _mixed(data: Data, given: Mixture, task: Task) -> Parts:
         raise DataError("A mixture is learned from examples, conversations and texts; a source holds something else.")
     cut = {name: limited(part, getattr(data.limit, name), key) for name, part in rows.items()}
     if given.hold_out:
-        cut["test"] = evenly(rows["test"], data.limit.test)
-    dropped = {"template": found.dropped} if found.dropped else {}
+        cut["test"] = evenly(found.asked, data.limit.test)
+    asked = f"held out: {', '.join(given.hold_out)}" if given.hold_out else f"{found.name} (test)"
+    names = {"dev": data.dev or f"{found.name} (dev)", "test": data.test or asked}
+    dev, test = (Part(names[name], cut[name], _stamp(cut[name]), {}) for name in ("dev", "test"))
     return Parts(
-        Part(found.name, learned, _stamp(learned), dropped),
-        Part(data.dev or f"{found.name} (dev)", cut["dev"], _stamp(cut["dev"]), {}),
-        Part(
-            data.test or (f"held out: {', '.join(given.hold_out)}" if given.hold_out else f"{found.name} (test)"),
-            cut["test"],
-            _stamp(cut["test"]),
-            {},
-        ),
+        Part(found.name, learned, _stamp(learned), {"template": found.dropped} if found.dropped else {}), dev, test
     )
+
+
+def _shares(own: Sequence[str]) -> Shares:
+    """What part of a source goes where, of which `own` are cut off."""
+    dev, test = (HELD_OUT[name] if name in own else 0.0 for name in ("dev", "test"))
+    return Shares(1.0 - dev - test, dev, test)
 
 
 def _apart(name: str, data: Data, given: Mixture, task: Task) -> tuple[Any, ...]:
@@ -121,17 +119,12 @@ def _apart(name: str, data: Data, given: Mixture, task: Task) -> tuple[Any, ...]
     shared = getattr(data, name) in {source.rows for source in given.sources}
     if not shared:
         return table.rows
-    return getattr(split(table.rows, Shares(1.0 - sum(HELD_OUT.values()), **HELD_OUT), _key(task)), name)  # type: ignore[no-any-return]
+    return getattr(split(table.rows, _shares(tuple(HELD_OUT)), _key(task)), name)  # type: ignore[no-any-return]
 
 
 def _stamp(rows: Sequence[Any]) -> str:
-    """A hash of the rows as they are asked."""
-    digest = sha256()
-    for row in rows:
-        digest.update(
-            repr((type(row).__name__, getattr(row, "prompt", ""), getattr(row, "target", ""), row.where)).encode()
-        )
-    return f"sha256:{digest.hexdigest()}"
+    """A hash of all that the rows say."""
+    return f"sha256:{sha256(''.join(map(repr, rows)).encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def left_out(found: Parts) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from acclimate.data.examples import Example
 from acclimate.errors import DataError, UsageError, unknown
 from acclimate.evaluation.evaluate import Measured, differences, scores
 from acclimate.evaluation.harms import gendered, in_dialect, renamed
-from acclimate.evaluation.perturb import PERTURBATIONS, rewritten
+from acclimate.evaluation.perturb import PERTURBATIONS, rewritten, seeded
 from acclimate.metrics.groups import alone, by_group, gap, worst_case
 from acclimate.metrics.intervals import score
 from acclimate.metrics.metric import Metric
@@ -37,12 +36,8 @@ def changes(names: str, seed: int) -> dict[str, Change]:
     for name in filter(None, map(str.strip, names.split(","))):
         if name not in PERTURBATIONS and name not in FAIRNESS:
             raise UsageError("--perturb: " + unknown("perturbation", name, [*PERTURBATIONS, *FAIRNESS]))
-        found |= FAIRNESS.get(name) or {name: _seeded(name, seed)}
+        found |= FAIRNESS.get(name) or {name: seeded(name, seed)}
     return found
-
-
-def _seeded(name: str, seed: int) -> Change:
-    return lambda text: PERTURBATIONS[name](text, Random(f"{seed} {text}"))
 
 
 def version(rows: Sequence[Any], change: Change, labels: Sequence[str] = ()) -> list[Example]:
