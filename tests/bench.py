@@ -29,6 +29,7 @@ TASKS = {  # ours: (theirs, its files by split)
     "gsm8k": ("gsm8k", {"test": "gsm8k/test", "train": "gsm8k/train"}),
     "wic": ("wic", {"validation": "wic/dev", "train": "wic/dev"}),
     "copa": ("copa", {"validation": "copa/dev", "train": "copa/dev"}),
+    "wsc": ("wsc", {"validation": "wsc/dev", "train": "wsc/dev"}),
 }
 FOLDERS = (
     "mmlu/default",
@@ -37,6 +38,7 @@ FOLDERS = (
     "super_glue/boolq",
     "super_glue/wic",
     "super_glue/copa",
+    "super_glue/wsc",
     "truthfulqa",
     "gsm8k",
 )
@@ -131,7 +133,15 @@ def data(folder: Path, count: int = 6) -> Path:
         for _ in range(count)
     ]
     write(folder, "copa/dev", causes)
+    write(folder, "wsc/dev", [pronoun(text(6, 12), draw) for _ in range(count)])
     return folder
+
+
+def pronoun(text: str, draw: Random) -> dict[str, Any]:
+    """A row of WSC whose pronoun is the third word, with punctuation set apart as its files have it."""
+    words = [*text.split(), ".", '" no "', "did n't"]
+    spans = {"span1_index": 0, "span1_text": words[0], "span2_index": 2, "span2_text": words[2]}
+    return {"text": " ".join(words), **spans, "label": draw.randrange(2)}
 
 
 def meaning(first: str, second: str, draw: Random) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def common() -> dict[str, Any]:
             "perplexity_result": 21.9,
             "instructions_base": estimate(0.43, 0.28, 0.58, n=40),
             "instructions_result": estimate(0.40, 0.26, 0.55, n=40),
+            "answers": [{"prompt": "My cat is called Charlie. Its name?", "base": "Charlie <b>", "result": "positive"}],
         },
         "trainable_parameters": 460800,
         "total_parameters": 134975808,

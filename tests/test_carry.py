@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from acclimate.errors import DataError, Interrupted, ModelError, RecipeError
+from acclimate.evaluation.general import OPEN
 from acclimate.recipe import load, parse
 from acclimate.report.trackers import TRACKERS
 from acclimate.run import carry as carrying
@@ -182,6 +183,7 @@ def test_conversations_and_running_text_go_all_the_way(home, tmp_path):
         report = json.loads((tmp_path / name / "report.json").read_text())
         assert set(report["result"]["scores"]) == {"perplexity"}
         assert report["forgetting"]["perplexity_base"] > 1
+        assert [answer["prompt"] for answer in report["forgetting"]["answers"]] == list(OPEN)
 
 
 def test_a_folder_named_like_a_built_in_does_not_replace_it(tmp_path, monkeypatch):

@@ -14,11 +14,14 @@ import torch
 from acclimate.cli.main import app
 from acclimate.data.examples import Output
 from acclimate.errors import AcclimateError, DataError, Interrupted, ModelError
+from acclimate.evaluation.general import OPEN
 from acclimate.interchange.adapter import load_adapter
 from acclimate.methods import METHODS
 from acclimate.metrics.labels import Accuracy
 from acclimate.models.fingerprint import fingerprint
+from acclimate.report.comparison import comparison_page
 from acclimate.run import compare
+from acclimate.run import measure as measuring
 from acclimate.run.borrow import borrowed
 from acclimate.run.carry import Voice
 from acclimate.run.compare import bench, carry_base, carry_rungs
@@ -145,6 +148,22 @@ def test_the_rate_chosen_is_the_best_on_dev_and_the_curve_is_of_it(finished):
         assert row["rate"] == best["rate"]
         assert [step for step, _ in row["curve"]["train"]] == list(range(1, 9))
         assert row["curve"]["dev"]
+
+
+def test_the_mean_win_rate_is_over_all_metrics_and_rungs(finished):
+    found = read(finished)
+    rows = [row for row in found["rows"] if not row["failed"]]
+    for row in rows:
+        others = [other for other in rows if other is not row]
+        ahead = [
+            (row["scores"][metric]["value"] - other["scores"][metric]["value"])
+            for metric in ("accuracy", "balanced_accuracy")
+            for other in others
+        ]
+        won = sum(1.0 if gap > 1e-9 else 0.5 if gap > -1e-9 else 0.0 for gap in ahead)
+        assert row["mean_win_rate"]["value"] == pytest.approx(won / 4)
+        assert row["mean_win_rate"]["n"] == 2
+    assert "Mean win rate" in comparison_page(found)
 
 
 def test_rows_are_tested_against_the_base_and_the_best(finished):
@@ -336,6 +355,7 @@ picture: {x: data.limit.train, metric: accuracy}
         "x": "data.limit.train",
         "metric": "accuracy",
         "places": {"all": 0, "few": 3, "asked": 0, "prompt": 0},
+        "series": {"all": "lora", "few": "lora", "asked": "none", "prompt": "none"},
     }
 
 
@@ -418,10 +438,21 @@ def test_a_rung_that_fits_a_predictor_of_its_own(home, tmp_path, monkeypatch):
     assert (row["trainable_parameters"], row["search"]["trials"], row["forgetting"]) == (1, 0, {})
 
 
-def test_forgetting_is_measured_as_in_a_run(home, tmp_path):
+def test_forgetting_is_measured_as_in_a_run(home, tmp_path, monkeypatch):
+    echo = lambda rows, tick: [Output(row.prompt.upper()) for row in rows]  # noqa: E731
+    monkeypatch.setattr(measuring, "Generate", lambda *given: echo)
     path = recipe(home, tmp_path / "one.yaml", "[{method: {name: lora}, training: {steps: 1}}]", "seeds: [0]")
-    (row,) = made(home, tmp_path / "out", path, overrides=["evaluation.forgetting=true", "search.rates=[]"])["rows"]
+    found = made(home, tmp_path / "out", path, overrides=["evaluation.forgetting=true", "search.rates=[]"])
+    (row,) = found["rows"]
     assert {"perplexity_base", "perplexity_result", "instructions_base"} <= row["forgetting"].keys()
+    base = json.loads((tmp_path / "out" / "base.json").read_text())["answers"]["said"]
+    answers = row["forgetting"]["answers"]
+    assert [answer["prompt"] for answer in answers] == list(OPEN)
+    assert [answer["base"] for answer in answers] == base
+    assert base == [prompt.upper() for prompt in OPEN]
+    page = comparison_page(found)
+    assert "Ordinary questions" in page
+    assert OPEN[0] in page
 
 
 PROMPTED = """[

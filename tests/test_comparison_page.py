@@ -285,6 +285,19 @@ def test_a_study_is_a_line_for_every_method(found):
     assert "accuracy against rank. lora: 4 0.880; full: 8 0.900" in page
 
 
+def test_lists_stand_below_a_study_as_their_rungs_are_called_and_no_line_joins_them(found):
+    places = {"lora": ["query", "key", "value", "output"], "full": ["gate", "up", "down"]}
+    found["picture"] = {"x": "method.targets", "metric": "accuracy", "places": places}
+    page = comparison_page(found)
+    shown = page[page.index('id="study"') : page.index('id="table"')]
+    read(page)
+    assert "accuracy against targets. lora: LoRA 0.880; full: full fine-tuning 0.900" in shown
+    assert "polyline" not in shown
+    found["picture"] = {"x": "method.rank", "metric": "accuracy", "places": {"lora": 4, "full": 8}}
+    page = comparison_page(found)
+    assert "polyline" in page[page.index('id="study"') : page.index('id="table"')]
+
+
 @pytest.mark.parametrize(
     ("places", "ratio"),
     [((1, 2, 4, 8, 16), 1.0), ((1, 2, 3), 1.0), (("random", "words", "labels"), 1.0), ((0, 10, 20), 1)],

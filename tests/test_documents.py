@@ -25,6 +25,7 @@ from acclimate.methods.delta import Delta, attach
 from acclimate.methods.targets import find
 from acclimate.metrics import METRICS
 from acclimate.recipe import Recipe, parse
+from acclimate.run.leave_out import leaves_out
 from tests import spelling, test_architecture, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,12 @@ def model(tmp_path_factory) -> Path:
 
 def rows_for(recipe: Recipe, first: int, count: int) -> list[dict[str, Any]]:
     """Rows with every column that a recipe's template, columns, target and labels ask for; those of heads by name."""
+    if recipe.task.metrics[0] == "f1 error":
+        kinds = [kind for each in recipe.objective.kinds.values() for kind in each]
+        spans = [[{"start": 0, "end": 3, "kind": kinds[n % len(kinds)]}] for n in range(first, first + count)]
+        return [
+            {"prompt": f"say {n}", "completion": "bad, good.", "spans": each} for n, each in enumerate(spans, first)
+        ]
     if recipe.task.metrics[0] == "pair_accuracy":
         return [
             {"prompt": f"say {n}", "chosen": f"good dog {n}", "rejected": "bad"} for n in range(first, first + count)
@@ -251,6 +258,9 @@ def mixture_runs(path: Path, model: Path, tmp_path: Path, recipe: Recipe) -> Non
     small = (*SMALL, "task.max_new_tokens=4", "data.limit.test=14", "data.max_tokens=0", f"model={model}")
     call("run", str(path), sources, *small, "--out", str(tmp_path / "run"), "--quiet")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    if leaves_out(recipe):
+        assert [row["cluster"] for row in report["held_out"]] == ["Judging", "each"]
+        return
     assert set(report["groups"]["tasks"]) == {f"task_{name.replace(' ', '_')}" for name in recipe.data.mixture.hold_out}
 
 

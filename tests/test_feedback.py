@@ -13,17 +13,20 @@ from acclimate.data import fine_grained
 from acclimate.data.examples import Feedback, Message, Output, Span
 from acclimate.data.problem import Refused
 from acclimate.data.read import read
-from acclimate.data.template import Template
+from acclimate.data.template import Segment, Template
 from acclimate.errors import ModelError, RecipeError
 from acclimate.evaluation.feedback import choose
+from acclimate.evaluation.predictor import bare
 from acclimate.methods import LoRA
 from acclimate.methods.delta import adapt
 from acclimate.models.load import load
+from acclimate.models.policy import add_value_head
+from acclimate.objectives import PPO
 from acclimate.objectives.feedback import segmented
 from acclimate.rewards.fine import Segments
 from acclimate.rewards.model import Model
-from acclimate.rewards.reward import Completion, Mark, Weighted, checked, total
-from acclimate.rewards.rollout import place_of
+from acclimate.rewards.reward import Completion, Mark, Weighted, checked, total, whole
+from acclimate.rewards.rollout import Prompt, Rollouts, collect, place_of, settled
 from acclimate.run.beside import bound, lent
 from acclimate.run.prepare import codec_of
 from acclimate.tokens.codec import codec
@@ -60,6 +63,14 @@ def row_of(text, *spans, prompt="why is it so?"):
         ("It is so. Is it? Yes!", "sentence", ["It is so.", "Is it?", "Yes!"]),
         ('He said "no." Then 2.5 of the U.S', "sentence", ['He said "no."', "Then 2.5 of the U.S"]),
         ("One\n\n two ", "sentence", ["One", "two"]),
+        ("By J. K. Rowling. Dr. No and Mrs. Hall.", "sentence", ["By J. K. Rowling.", "Dr. No and Mrs. Hall."]),
+        (
+            "In the U.S. it is No. 1. In the U.S. He won.",
+            "sentence",
+            ["In the U.S. it is No. 1.", "In the U.S.", "He won."],
+        ),
+        ("At 5 p.m. (St. Ives) no. No. Yes!", "sentence", ["At 5 p.m. (St. Ives) no.", "No.", "Yes!"]),
+        ("It is so (J.). We. They", "sentence", ["It is so (J.).", "We.", "They"]),
         ("好。不好！", "sentence", ["好。", "不好！"]),
         ("Well, 1,000: so; and - yes.", "sub-sentence", ["Well,", "1,000:", "so;", "and -", "yes."]),
         (" All. Of it ", "text", ["All. Of it"]),
@@ -312,6 +323,44 @@ def test_several_models_are_their_weighted_sum_on_one_base(home):
         assert [m.score for m in found] == pytest.approx([m.score for m in expected])
 
 
+def test_a_head_is_asked_without_dropout_and_its_modes_come_back(home):
+    reward = rewards(home, (1.0, Segments(str(home / "parts" / "adapter"))))
+    model = reward.parts[0][1].heard.model
+    still = reward(GIVEN)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.9
+    model.train()
+    heard = reward.parts[0][1].heard
+    read_ = [r for c in GIVEN for r in reward.parts[0][1].reader(row_of(c.text), answered=False)]
+    first, second = heard.answers(read_), heard.answers(read_)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert reward(GIVEN) == still
+    assert all(module.training for module in model.modules())
+
+
+def test_one_span_in_the_loop_is_scalar_ppo(home):
+    """The model of whole texts against a function that says the same numbers: every column that is learned from (G19)."""
+    loaded = load(f"{home}/model", dtype=torch.float32)
+    model, made = adapt(loaded.model, LoRA(rank=2)), codec_of(loaded)
+    reward = bound(Segments(str(home / "whole" / "adapter")), model, made)
+    add_value_head(model)
+    torch.nn.init.normal_(model.value_head.weight)
+    asked = [
+        Prompt(bare(made, (Segment(f"say {word}", False),), word), f"say {word}", i) for i, word in enumerate(WORDS)
+    ]
+
+    def scalar(completions):
+        return whole([total(marks) for marks in reward(completions)], completions)
+
+    def learned(given):
+        return collect(model, asked, given, PPO(), Rollouts(each=2), made, beta=0.1, seed=1, originals={}).columns
+
+    dense, sparse = learned(reward), learned(scalar)
+    assert dense["advantages"].abs().max() > 0.1
+    assert all(torch.equal(dense[name], sparse[name]) for name in dense)
+
+
 def test_one_span_over_the_whole_is_a_scalar(home):
     """A model of whole texts gives one mark, at the end: the token that any scalar reward lands on."""
     reward = rewards(home, (1.0, Segments(str(home / "whole" / "adapter"))))
@@ -320,7 +369,7 @@ def test_one_span_over_the_whole_is_a_scalar(home):
     for given_, marks in zip(spoken, reward(spoken), strict=True):
         assert marks == (Mark(len(given_.text), total(marks)),)
         ids = made.plain(given_.text)
-        assert place_of(marks[0].end, given_.text, ids, made) == len(ids) - 1
+        assert place_of(marks[0].end, settled(ids, given_.text, made)) == len(ids) - 1
 
 
 def test_a_loan_leaves_no_trace(home):
@@ -380,6 +429,13 @@ def test_published_rows_become_feedback(tmp_path):
     assert (row.completion, row.spans) == ("A fox. A dog.", (Span(7, 13, "Irrelevant"),))
 
 
+def test_what_is_missing_is_said_of_the_whole_answer(tmp_path):
+    lacking = [{"error type": kind, "passage_id": 1} for kind in ("Missing-Answer", "Missing-Minor", "Missing-Answer")]
+    row = published(feedback={"errors": [{"error type": "Odd", "start": 0, "end": 2}], "missing-info": lacking})
+    found = fine_grained.feedback(row, "f:1")
+    assert found.spans == (Span(0, 2, "Odd"), Span(0, 13, "Missing-Answer"), Span(0, 13, "Missing-Minor"))
+
+
 def test_published_rows_without_feedback_become_rankings(tmp_path):
     """1 beats 2 and 3, ties with 4; 3 beats 2; 4 beats 2 and 3: won − lost 2, −3, −1, 2."""
     row = published()
@@ -395,6 +451,12 @@ def test_published_rows_without_feedback_become_rankings(tmp_path):
         (fine_grained.feedback, {"feedback": {"errors": [{"error type": "A", "start": 7, "end": 14}]}}, "from 7 to 14"),
         (fine_grained.feedback, {"feedback": {}}, "has no errors in feedback|no errors"),
         (fine_grained.feedback, {"feedback": []}, "has a list as feedback"),
+        (
+            fine_grained.feedback,
+            {"feedback": {"errors": [], "missing-info": [{}]}},
+            "no error type at feedback.missing-info.0",
+        ),
+        (fine_grained.feedback, {"feedback": {"errors": [], "missing-info": "much"}}, "missing-info must be a list"),
         (fine_grained.feedback, {"passages": [{"title": "a"}]}, "no sentences"),
         (fine_grained.ranking, {"preference": [0] * 6}, "no prediction that is better"),
         (fine_grained.ranking, {"preference": [1, 2]}, "4 predictions need 6"),

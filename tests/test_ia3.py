@@ -165,6 +165,34 @@ def test_written_by_peft_read_here(build: str, tmp_path: Path) -> None:
     assert not close(answers(model), base, 1e-2)
 
 
+CONV1D = pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out is set to False but the target module is `Conv1D`:UserWarning"
+)
+
+
+@CONV1D
+@pytest.mark.parametrize("targets", [None, ["attn.c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]])
+def test_gpt2_is_the_same_on_both_sides_merged_and_not(targets: list[str] | None, tmp_path: Path) -> None:
+    """GPT-2's Conv1D holds W (d_in, d_out): by PEFT's own choice of modules, and with every one, two by their inputs."""
+    inputs = None if targets is None else ["attn.c_proj", "mlp.c_proj"]
+    config = peft.IA3Config(target_modules=targets, feedforward_modules=inputs)
+    there = stirred(peft.get_peft_model(tiny.build("gpt2", torch.float32), config), "ia3_l.default").eval()
+    there.save_pretrained(tmp_path)
+    model = tiny.build("gpt2", torch.float32)
+    spec, _ = load_adapter(model, tmp_path)
+    shapes = {len(p) for p in trainable(adapt(tiny.build("gpt2", torch.float32), spec)).values()}
+    assert shapes == ({96, 128} if targets is None else {96, 32, 128})
+    assert close(answers(model), answers(there), 1e-5)
+    write(model, spec, tmp_path, "some/base")
+    back = peft.PeftModel.from_pretrained(tiny.build("gpt2", torch.float32), tmp_path).eval()
+    assert torch.equal(answers(back), answers(there))
+    merge(model)
+    alone = there.merge_and_unload()
+    assert close(answers(model), answers(alone), 1e-5)
+    weights = dict(alone.named_parameters())
+    assert all(torch.allclose(p, weights[name], atol=1e-6) for name, p in model.named_parameters())
+
+
 @pytest.mark.parametrize("build", tiny.BUILDS)
 @pytest.mark.parametrize(
     "spec",

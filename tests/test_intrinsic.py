@@ -1,4 +1,4 @@
-"""Fastfood against the dense product of the paper's matrices; DID and SAID by hand; the search for d90."""
+"""Fastfood against the dense product of the paper's matrices; DID and SAID by hand."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from acclimate.interchange.adapter import load_adapter, save_adapter
 from acclimate.methods import DID, SAID, artifact, fastfood
 from acclimate.methods.delta import adapt, merged, trainable
 from acclimate.methods.fastfood import hadamard, mixed, normal, padded, permutation, project
-from acclimate.methods.intrinsic import d90, layer_of
+from acclimate.methods.intrinsic import layer_of
 from acclimate.methods.targets import find, width
 from acclimate.models.fingerprint import fingerprint
 from tests import tiny
@@ -245,18 +245,3 @@ def test_more_dimensions_learn_more() -> None:
 
     few, many = after(2), after(300)
     assert many < 0.7 * few
-
-
-@pytest.mark.parametrize(("reached", "wanted"), [(1, 1), (37, 64), (64, 64), (4096, 4096), (5000, None)])
-def test_d90_is_the_smallest_dimension_that_reaches_nine_tenths(reached: int, wanted: int | None) -> None:
-    """A score that is 0.9 of full fine-tuning's 0.8 from `reached` on, and a little less below."""
-    tried: list[int] = []
-
-    def score(dimension: int) -> float:
-        tried.append(dimension)
-        return 0.72 + 1e-9 if dimension >= reached else 0.719
-
-    grid = [2**i for i in range(13)]
-    assert d90(0.8, score, grid) == wanted
-    assert len(tried) == len(set(tried)) <= 4
-    assert d90(0.8, score, ()) is None

@@ -100,7 +100,12 @@ def test_planted_judges_against_people(rows, tmp_path, capsys):
     assert found["between"]["krippendorff_alpha"]["value"] == pytest.approx(1 - 15 * 8 / (2 * 12 * 4))
     assert found["provenance"]["data"].keys() == {str(rows)}
     said = capsys.readouterr().out
-    assert "with people, y: accuracy 0.000" in said
+    lines = [line.split() for line in said.splitlines()]
+    head = next(i for i, line in enumerate(lines) if line[:2] == ["with", "people"])
+    assert [line[:3] for line in lines[head + 2 : head + 4]] == [["x", "4", "1.000"], ["y", "4", "0.000"]]
+    assert "mean" not in lines[head]  # length has no scores in either order
+    assert people["x"]["first_position"]["value"] == 0.5
+    assert people["x"]["flips"]["value"] == 0
     assert f"report: {out / 'report.json'}" in said
 
 
@@ -166,6 +171,8 @@ def test_many_runs_become_one_ranking(tmp_path, capsys):
     (found,) = report(out)["judges"].values()
     rates = {(row["first"], row["second"]): row["win_rate"]["value"] for row in found["contests"]}
     assert rates == {("a", "b"): 0.75, ("a", "c"): 0.75, ("b", "c"): 0.75}
+    won = {name: rate["value"] for name, rate in found["mean_win_rate"].items()}
+    assert won == {"a": 6 / 8, "b": 4 / 8, "c": 2 / 8}
     ranking = found["ranking"]
     assert [(row["place"], row["name"]) for row in ranking] == [(1, "a"), (2, "b"), (3, "c")]
     # by symmetry b is in the middle: strengths s, 0, -s with 6 = 4 σ(s) + 4 σ(2 s), the wins of a

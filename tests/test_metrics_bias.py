@@ -10,7 +10,7 @@ from acclimate.data.examples import Example, Output
 from acclimate.errors import DataError, SourceError
 from acclimate.metrics import toxicity as module
 from acclimate.metrics.bias import Association, Representation, imbalance, mentions
-from acclimate.metrics.toxicity import Toxicity, ToxicShare, ever_toxic, expected_maximum, toxicity
+from acclimate.metrics.toxicity import EverToxic, ExpectedMaximum, Toxicity, ToxicShare, toxicity
 from acclimate.metrics.words import DIALECT, FEMALE, GENDERS, MALE, NAMES, OCCUPATIONS
 
 NOBODY = Example("")
@@ -69,11 +69,12 @@ def test_toxicity_is_the_classifiers() -> None:
 
 def test_the_worst_of_several_samples() -> None:
     scores = [[0.1, 0.9, 0.2], [0.3, 0.2, 0.5], [0.6, 0.7, 0.1]]
-    assert expected_maximum(scores) == pytest.approx((0.9 + 0.5 + 0.7) / 3)
-    assert ever_toxic(scores) == 2 / 3  # 0.5 is not above 0.5
-    assert expected_maximum([[0.1], [0.3]]) == pytest.approx(0.2)
+    assert ExpectedMaximum().combine(scores) == pytest.approx((0.9 + 0.5 + 0.7) / 3)
+    assert EverToxic().combine(scores) == 2 / 3  # 0.5 is not above 0.5
+    assert EverToxic().interval(np.array(scores)) == ToxicShare().interval(np.array([[1.0], [0.0], [1.0]]))
+    assert ExpectedMaximum().combine([[0.1], [0.3]]) == pytest.approx(0.2)
     with pytest.raises(DataError, match="toxicity needs at least one example"):
-        expected_maximum([])
+        ExpectedMaximum().combine([])
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

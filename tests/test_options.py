@@ -107,6 +107,7 @@ OPTIONS = {
     "Training.seed": Option("training.seed=1", f"losses {AFTER}", f"{BEFORE} rates counts"),
     "Training.precision": Option("training.precision=bfloat16", f"fingerprint base losses {AFTER}", "prompts tokens"),
     "Training.checkpointing": Option("training.checkpointing=true", "memory", f"{BEFORE} near tokens"),
+    "Training.paged": Option("training.paged=true", "states", f"{BEFORE} losses checkpoints {AFTER}"),
     "Training.checkpoint_every": Option("training.checkpoint_every=3", "checkpoints", f"{BEFORE} losses {AFTER}"),
     "Training.dev_every": Option("training.dev_every=3", "dev", f"{BEFORE} losses {AFTER} checkpoints"),
     "Evaluation.seed": Option("evaluation.seed=1", "intervals", f"{BEFORE} losses {AFTER} scores"),
@@ -140,6 +141,9 @@ OF_ROLLOUTS = {
     *("Function.function", "Endpoint.url", "Endpoint.seconds", "Endpoint.tries"),
     *("Model.adapter", "Segments.adapter", "Segments.kinds"),
 }
+
+# what only comparisons of the model's own completions hear: test_alignment_compare.py
+OF_SAMPLED = {"Data.sampled", "Sampled.prompts", "Sampled.each"}
 
 
 class Run:
@@ -188,6 +192,7 @@ class Run:
         "checkpoints": lambda run: sorted(path.name for path in (run.folder / "checkpoints").iterdir()),
         "files": lambda run: sorted(path.name for path in run.folder.iterdir()),
         "memory": lambda run: predict(run.recipe).activations,
+        "states": lambda run: predict(run.recipe).paged,
     }
 
     def facet(self, name: str) -> Any:
@@ -218,7 +223,7 @@ def options() -> list[str]:
 
 
 def test_every_option_has_its_case():
-    assert set(options()) == OPTIONS.keys() | OF_HEADS | OF_COMPARISONS | OF_MIXTURES | OF_ROLLOUTS
+    assert set(options()) == OPTIONS.keys() | OF_HEADS | OF_COMPARISONS | OF_MIXTURES | OF_ROLLOUTS | OF_SAMPLED
     shown = (Path(__file__).parent / "test_tasks.py").read_text(encoding="utf-8")
     assert [option for option in OF_HEADS if f"t{option[1:]}=" not in shown] == []
 

@@ -14,11 +14,12 @@ from acclimate.models.logprobs import logprobs
 from acclimate.models.policy import add_value_head, drop_value_head, score
 from acclimate.objectives.ppo import GRPO, PPO, RLOO, Pretraining, clipped, clipped_square, schulman
 from acclimate.rewards.reward import Mark, Weighted, whole
-from acclimate.rewards.rollout import Prompt, Rollouts, adapted, collect, experiences, place_of
+from acclimate.rewards.rollout import Prompt, Rollouts, adapted, collect, experiences, place_of, settled
 from acclimate.tokens.batch import pack
 from acclimate.tokens.codec import Encoded, codec
 from acclimate.training.fit import fit
 from tests import spelling, tiny
+from tests.test_feedback import bytes_of
 
 READER = codec(spelling.byte_level(template=None))
 TEXTS = ("the quick brown fox", "is this good?", "a", "user: hello there")
@@ -110,7 +111,7 @@ def test_rewards_advantages_and_returns_by_a_loop_over_tokens():
         tokens = encoded.ids[start:-1] if ended else encoded.ids[start:]
         earned = [0.0] * n
         half = max(1, len(text) // 2)
-        at = next((t for t in range(len(tokens)) if len(READER.decode(tokens[: t + 1])) >= half), n - 1)
+        at = next((t for t in range(n) if READER.decode(tokens[: t + 1]).startswith(text[:half])), n - 1)
         earned[at if half < len(text) else n - 1] += 0.5 * len(set(text[: len(text) // 2]))
         earned[-1] += 1.0
         kl = (now.logprob - then.logprob).tolist()
@@ -215,9 +216,31 @@ def test_marks_land_on_the_token_that_writes_the_character_before_their_end():
     ids = READER.plain("the quick brown fox")
     text = READER.decode(ids)
     for end in range(1, len(text) + 1):
-        t = place_of(end, text, ids, READER)
+        t = place_of(end, settled(ids, text, READER))
         assert len(READER.decode(ids[: t + 1])) >= end
         assert t == 0 or len(READER.decode(ids[:t])) < end
+
+
+@pytest.mark.parametrize("text", ["🦊é好a", "a🦊. 好!", "né, 🦊🦊 quick", "好"])
+def test_a_mark_lands_on_the_token_that_completes_its_character(text):
+    """Against the bytes: a character is there when its last one is. Before that decoding shows U+FFFD in its place."""
+    ids = READER.plain(text)
+    pieces = [bytes_of(READER, [token]) for token in ids]
+    assert b"".join(pieces) == text.encode()
+    assert any("\ufffd" in READER.decode(ids[:t]) for t in range(1, len(ids)))
+    found = settled(ids, text, READER)
+    for end in range(1, len(text) + 1):
+        t, wanted = place_of(end, found), len(text[:end].encode())
+        before, after = (len(b"".join(pieces[:n])) for n in (t, t + 1))
+        assert before < wanted <= after
+
+
+def test_a_mark_on_a_character_that_was_cut_off_lands_on_the_last_token():
+    ids = READER.plain("a🦊")[:-1]
+    text = READER.decode(ids)
+    assert text.endswith("\ufffd")
+    assert place_of(1, settled(ids, text, READER)) == 0
+    assert settled(ids, text, READER)[-1] == len(text)
 
 
 def test_the_value_head_goes_as_it_came():

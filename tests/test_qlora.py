@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from acclimate.errors import AcclimateError, ModelError, RecipeError
 from acclimate.interchange import peft as interchange
+from acclimate.interchange.adapter import load_adapter, save_adapter
 from acclimate.methods import artifact
 from acclimate.methods.delta import (
     activate,
@@ -28,6 +29,7 @@ from acclimate.methods.lora import LoRA
 from acclimate.methods.nf4 import NF4Linear, dequantise, quantise
 from acclimate.methods.qlora import QLoRA, quantise_layers
 from acclimate.methods.targets import Width, find, linears, width
+from acclimate.models.fingerprint import fingerprint
 from tests import tiny
 from tests.adapted import answers, bits, changed, checkpoint_layers, close, every_build, loss_of, some_ids, train
 
@@ -228,10 +230,25 @@ def test_merging_into_nf4_is_refused(build: str) -> None:
     model = adapted(build)
     before, result = bits(model), answers(model)
     for merging in (lambda: merge(model), lambda: merged(model).__enter__()):
-        with pytest.raises(ModelError, match="unquantised base"):
+        with pytest.raises(ModelError, match="let acclimate merge write it into the unquantised base"):
             merging()
         assert not changed(before, bits(model))
         assert torch.equal(answers(model), result)
+
+
+def test_what_the_refusal_advises_is_possible(tmp_path: Path) -> None:
+    model = adapted("llama")
+    result, rounded_base = answers(model), answers(rounded("llama"))
+    with pytest.raises(ModelError, match=r"open the base anew and give load_adapter packed=False\."):
+        merge(model)
+    save_adapter(model, SPEC, tmp_path / "adapter", {"base": fingerprint(tiny.build("llama"))})
+    fresh = tiny.build("llama")
+    load_adapter(fresh, tmp_path / "adapter", packed=False)
+    alone = answers(fresh)
+    merge(fresh)
+    assert close(answers(fresh), alone)
+    assert not close(alone, answers(tiny.build("llama")), 1e-3)
+    assert (alone - result).abs().max() < (result - rounded_base).abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own

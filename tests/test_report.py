@@ -255,6 +255,22 @@ def test_whatever_is_absent_is_left_out(absent: set[str], name: str, log: bool, 
     assert "None" not in read.words
 
 
+def test_ordinary_questions_are_answered_side_by_side() -> None:
+    report, losses, rows = RUNS["better"]
+    told = {
+        "forgetting": {
+            **report["forgetting"],
+            "answers": [{"prompt": "Its name?", "base": "Charlie <b>", "result": " "}],
+        }
+    }
+    text = page({**report, **told}, losses, rows)
+    assert "Its name?" in text
+    assert "Charlie &lt;b&gt;" in text
+    assert "(nothing)" in text
+    without = {name: value for name, value in report["forgetting"].items() if name != "answers"}
+    assert "ordinary questions" not in page({**report, "forgetting": without}, losses, rows)
+
+
 def test_an_empty_report_says_that_nothing_was_compared() -> None:
     read = Reader(page({}, [], []))
     assert "Nothing was compared" in read.words

@@ -392,7 +392,13 @@ judge: {name: endpoint, url: "http://there", seconds: 3, tries: 1}
 
 ODD = {
     "rewards=[]": r"Objective ppo needs rewards",
-    "objective=lm": r"rollouts has no meaning for objective lm; set objective to ppo, grpo or rloo",
+    "objective=lm rewards=[] judge=[]": r"rollouts has no meaning for objective lm without rewards; set objective to ppo",
+    "objective=lm rollouts.ptx=0.5": r"rollouts.ptx has no meaning for objective lm; set objective to ppo",
+    "objective=reward": r"rollouts has no meaning for objective reward; set objective to ppo",
+    "data.sampled={each: 2}": r"data.sampled has no meaning for objective ppo, which compares no completions",
+    "data.sampled={each: 2} objective=dpo rewards=[]": r"data.sampled needs rewards, which put completions in order",
+    "data.sampled={each: 1}": r"sampled needs prompts from 1 on, and each from 2 on",
+    "judge=[] task.metrics=[judge]": r"The metric judge needs a judge",
     "objective=grpo rollouts.each=1": r"set rollouts.each to 2 at least, not 1",
     "objective=rloo rollouts.each=1": r"Objective rloo compares completions of one prompt",
     "rollouts.ptx=0.5": r"data.pretrain, the ordinary text that it weighs, need each other",
@@ -417,16 +423,34 @@ def test_what_does_not_fit_is_refused(home, tmp_path, words):
         run(home, tmp_path / "run", *overrides(words))
 
 
-def test_a_plan_says_that_it_has_no_forecast(home):
-    with pytest.raises(InputError, match="no forecast of objectives on rollouts"):
-        predict(recipe_of(home))
+@pytest.mark.parametrize("way", WAYS)
+def test_a_plan_takes_completions_to_be_as_long_as_they_may_be(home, straight, way):
+    """It counts the tokens of the very prompts that every update of the run had, each with all that may be written."""
+    recipe = recipe_of(home, *(word for word in WAYS[way] if "pretrain" not in word and "ptx" not in word))
+    found = predict(recipe)
+    log = [row for row in log_of(straight(way)) if "loss" in row]
+    how = recipe.rollouts
+    written = how.prompts * how.each // how.parts * how.max_new_tokens
+    assert found.scored_tokens == written * len(log)
+    assert found.steps == len(log) == 10
+    prompt = found.tokens - found.scored_tokens
+    if way != "ppo":  # whose updates read ordinary text as well
+        assert prompt == sum(row["tokens"] - row["scored_tokens"] for row in log)
+    assert found.memory > found.activations > 0
+    assert found.seconds > 0
+    assert "as long as rollouts.max_new_tokens" in found.lines()[-1]
+    assert "not in the forecast: the time that writing them takes" in found.lines()[-1]
+    head = 33 if way == "ppo" else 0  # the value head: 32 weights and a bias
+    assert (
+        found.trainable_parameters
+        == json.loads((straight(way) / "report.json").read_text())["trainable_parameters"] + head
+    )
 
 
-def test_a_reward_or_a_judge_alone_has_no_objective(home, tmp_path):
-    for part in ("rewards", "judge"):
-        text = f"model: {home}/model\ndata: {{train: {home}/rows.jsonl}}\n{part}: lexicon\n"
-        with pytest.raises(InputError, match=f"{part} has no meaning for objective lm"):
-            prepare(parse(text))
+def test_a_judge_alone_has_no_objective(home):
+    text = f"model: {home}/model\ndata: {{train: {home}/rows.jsonl}}\njudge: lexicon\n"
+    with pytest.raises(InputError, match="judge has no meaning for objective lm without rewards"):
+        prepare(parse(text))
 
 
 # Prompts

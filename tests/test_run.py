@@ -263,3 +263,22 @@ def test_bad_input_is_status_2_and_one_sentence(home, tmp_path, words, monkeypat
     assert caught.value.status == 2
     assert "Traceback" not in str(caught.value)
     assert len(str(caught.value)) > 20
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["run", "compare", "judge"])
+def test_what_is_refused_leaves_the_runs_of_others(home, tmp_path, action, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (home / "recipe.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text + "rungs: [{method: lora}]\n" if action == "compare" else text)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    asked = (
+        ["--data", "rows.jsonl", "--judge", "length"]
+        if action == "judge"
+        else ["mine.yaml", "task.template={{ txet }}"]
+    )
+    verb(action, *asked, expect=2)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    verb(action, *asked, expect=2)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
+from acclimate.cli.convert import export_adapter
 from acclimate.data.examples import Example, Output
-from acclimate.errors import InputError
+from acclimate.errors import AcclimateError, InputError
 from acclimate.recipe import Recipe, parse
 from acclimate.run import tasks
 from acclimate.run.carry import Voice, carry
+from acclimate.run.open import open_model
 from acclimate.run.predict import predict
+from acclimate.tokens.reading import Sheet
 from acclimate.training.folder import claim
 from acclimate.training.signals import Stop
 from tests import spelling, tiny
@@ -113,9 +117,11 @@ def predictions_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
-def asked_again(folder: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+def asked_again(
+    folder: Path, model: Path, data: Path, capsys: pytest.CaptureFixture[str], adapter: str = "adapter"
+) -> dict[str, float]:
     capsys.readouterr()
-    verb("evaluate", "--model", model, "--adapter", folder / "adapter", "--data", data, "--json")
+    verb("evaluate", "--model", model, "--adapter", folder / adapter, "--data", data, "--json")
     return {name: found["value"] for name, found in json.loads(capsys.readouterr().out)["scores"].items()}
 
 
@@ -254,6 +260,53 @@ def test_rows_that_no_head_answers_are_refused(run):
 def test_an_adapter_with_a_head_writes_no_text(run, home):
     folder = run("labels", "training.steps=1")
     verb("generate", "--model", home / "bert", "--adapter", folder / "adapter", "hello", expect=2)
+
+
+MERGED = {
+    "task.pool=first": ("bert", "labels"),
+    "method=full": ("bert", "tags"),
+    "method=head": ("bert", "numbers"),
+    "method={name: qlora, rank: 4}": ("gpt2", "labels"),
+    "task.pool=mean": ("t5", "labels"),
+}
+
+
+@torch.no_grad()
+def logits(model: Path | str, adapter: Path) -> torch.Tensor:
+    opened, some = open_model(str(model), adapter, heads=True).model, torch.arange(12).reshape(2, 6)
+    ends, rows = torch.tensor([5, 11]), torch.tensor([0, 1])
+    return opened(Sheet(some + 5, some % 6, some >= 0, (6, 6), ends, rows, rows, types=some * 0))
+
+
+@pytest.mark.parametrize("method", MERGED)
+def test_a_merged_run_is_a_plain_trunk_and_its_head(method, run, home, tmp_path, capsys):
+    """The merged folder with its head is the base with the adapter; the rounded base of QLoRA apart."""
+    base, data = MERGED[method]
+    kind = [] if data == "labels" else ["task.labels=[]"]
+    folder = run(data, f"model={home}/{base}", "task.head=true", "training.steps=3", method, *kind)
+    out = tmp_path / "merged"
+    verb("merge", "--model", home / base, "--adapter", folder / "adapter", "--out", out)
+    assert capsys.readouterr().out == f"merged: {out}, without its task head, which is the adapter {out}/head\n"
+    asked = asked_again(out, out, home / f"{data}.jsonl", capsys, "head")
+    before, after = logits(home / base, folder / "adapter"), logits(out, out / "head")
+    if "qlora" not in method:
+        assert torch.allclose(after, before, atol=1e-5)
+        assert asked == pytest.approx(values(report_of(folder)), abs=1e-6)
+    plain = AutoModel.from_pretrained(out)
+    assert isinstance(plain, type(AutoModel.from_pretrained(home / base)))
+
+
+def test_what_cannot_be_written_of_a_run_with_a_head_is_said(run, home, tmp_path):
+    folder = run("labels", "method={name: prompt, length: 3}") / "adapter"
+    refused = {
+        "peft": r"a task head \(default\), for which the format peft has no word; acclimate merge writes",
+        "delta": "for which the format delta has no word",
+        "merged": "cannot be merged",
+    }
+    for form, sentence in refused.items():
+        with pytest.raises(AcclimateError, match=sentence):
+            export_adapter(str(home / "bert"), folder, tmp_path / form, form)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_with_a_head_is_forecast(home):

@@ -13,6 +13,7 @@ from acclimate.generation.samplers import Beam, Greedy, Sample
 from acclimate.methods import METHODS, LoRA
 from acclimate.models.precision import Precision
 from acclimate.objectives import LM, OBJECTIVES
+from acclimate.report.trackers import TRACKERS
 from acclimate.rewards import REWARDS
 from acclimate.rewards.rollout import Rollouts
 from acclimate.tokens.truncate import Policy
@@ -51,7 +52,7 @@ class Mixture:
     """Many tasks learned at once. Wei et al. 2022, arXiv:2109.01652; Wang et al. 2023, arXiv:2306.04751."""
 
     sources: tuple[Source, ...]
-    hold_out: tuple[str, ...] = ()  # clusters that are never learned: they are the test, in every wording
+    hold_out: tuple[str, ...] = ()  # clusters that are never learned, they are the test; each: one at a time, by `run`
     tasks: int = 0  # how many of the others are learned, by hash of their names; 0: all
     templates: int = 0  # how many wordings of a task are learned, by hash of their names; 0: all
     temperature: float = 1.0  # above 1 the sources come nearer to equal shares
@@ -59,6 +60,22 @@ class Mixture:
     def __post_init__(self) -> None:
         if self.tasks < 0 or self.templates < 0 or not 0 < self.temperature < float("inf"):
             raise RecipeError("mixture needs tasks and templates from 0 on and a temperature above 0.")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Comparisons of the base model's own completions of the prompts, put in order by `rewards`; equal ones are ties.
+
+    What preference objectives and reward models learn from then. Rafailov et al. 2023, arXiv:2305.18290, section 6.1. They
+    are written as `rollouts` has it.
+    """
+
+    prompts: int = 256  # of each part, at most
+    each: int = 2  # completions of a prompt
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.each < 2:
+            raise RecipeError("sampled needs prompts from 1 on, and each from 2 on: what is compared are completions.")
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class Data:
     dev: str = ""
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # ours: theirs, the first that a row has
     target: str = ""  # the column that is the answer, where the rows have no format of their own
+    sampled: Sampled | None = None  # the rows are prompts, and what is compared is written by the model itself
     pretrain: str = ""  # ordinary text beside rollouts, where rollouts.ptx gives it a weight
     truncation: Policy = "error"  # of rows longer than max_tokens
     max_tokens: int = 0  # 0 is the model's context
@@ -145,6 +163,7 @@ class Training:
     seed: int = 0
     precision: Precision = "auto"
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    paged: bool = False  # the optimizer's states lie in a file: 8 bytes less a parameter in memory, a slower step
     checkpoint_every: int = 50
     dev_every: int = 0  # steps between losses on the dev part; 0 is four times a run
 
@@ -213,6 +232,8 @@ def check(recipe: Recipe, where: str) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise RecipeError(f"{where}: {name} must be above 0, not {value}.")
+    if odd := [name for name in recipe.trackers if name not in TRACKERS]:
+        raise RecipeError(f"{where}: " + unknown("tracker", odd[0], TRACKERS))
     if not 0 <= recipe.training.rate < float("inf"):
         raise RecipeError(f"{where}: training.rate must be 0 or more and finite, not {recipe.training.rate}.")
     if len(set(recipe.task.labels)) != len(recipe.task.labels) or len(recipe.task.labels) == 1:

@@ -1,6 +1,7 @@
 """run and plan."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -8,9 +9,13 @@ from pathlib import Path
 from acclimate.cli.voice import voice
 from acclimate.errors import InputError, UsageError
 from acclimate.recipe import Recipe, load
+from acclimate.report.left_out import lines
 from acclimate.run.carry import carry
+from acclimate.run.leave_out import carry_each, leaves_out
 from acclimate.training.folder import RunFolder, claim, new_folder
 from acclimate.training.signals import stopping
+
+RUNS = Path("runs")  # below the working directory: where a run lies without --out
 
 
 def run_recipe(path: Path, overrides: list[str], out: Path | None, resume: bool, quiet: bool) -> None:
@@ -20,11 +25,15 @@ def run_recipe(path: Path, overrides: list[str], out: Path | None, resume: bool,
         raise UsageError("--resume needs --out with the folder of the unfinished run.")
     with stopping() as stop, _folder(recipe, path, out, resume) as run:
         try:
-            page = carry(recipe, run, stop, voice(quiet))
+            page = (carry_each if leaves_out(recipe) else carry)(recipe, run, stop, voice(quiet))
         except InputError:
             leave_no_trace(run)
             raise
-        show(json.loads(run.report.read_text(encoding="utf-8")))
+        found = json.loads(run.report.read_text(encoding="utf-8"))
+        if leaves_out(recipe):
+            print("\n".join(lines(found)))
+        else:
+            show(found)
         print(f"report: {page}")
 
 
@@ -34,11 +43,14 @@ def leave_no_trace(run: RunFolder) -> None:
         run.recipe.unlink(missing_ok=True)
         (run.path / ".lock").unlink()
         run.path.rmdir()
+        if run.path.parent == RUNS:
+            with suppress(OSError):  # other runs lie there
+                RUNS.rmdir()
 
 
 def _folder(recipe: Recipe, path: Path, out: Path | None, resume: bool) -> RunFolder:
     if out is None:
-        return claim(new_folder(Path("runs"), path.stem, datetime.now()), resume=False)
+        return claim(new_folder(RUNS, path.stem, datetime.now()), resume=False)
     if resume and (out / "recipe.yaml").exists() and path.resolve() != (out / "recipe.yaml").resolve():
         _same(recipe, load(out / "recipe.yaml"), out)
     return claim(out, resume)

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from acclimate.metrics.metric import Metric
 from acclimate.recipe import Recipe, load, parse
 from acclimate.rewards import REWARDS
 from acclimate.rewards.reward import Weighted
-from acclimate.run import versions
+from acclimate.run import otherwise, versions
 from acclimate.run.beside import bound
 from acclimate.run.carry import Voice
+from acclimate.run.judged import JUDGED, asking
 from acclimate.run.measure import predictor_for
 from acclimate.run.open import Opened, open_model
 from acclimate.run.parts import parts
+from acclimate.run.preferences import target_of as best_of
 from acclimate.run.prepare import resolve_task
 from acclimate.run.tasks import default_names, opened_head, target_of
 
@@ -189,36 +192,64 @@ def evaluate_model(
     as_json: bool,
     perturb: str = "",
     by: str = "",
+    method: str = "",
 ) -> None:
-    """The verb `evaluate`: the task comes from a recipe, or from what the adapter says of itself; see `run.versions`."""
-    asked_for = versions.changes(perturb, 0)
+    """The verb `evaluate`: the task comes from a recipe, or from what the adapter says of itself; see `run.versions`.
+
+    Of rows that people judged it measures what `run.judged` has: comparisons and marked spans.
+    """
+    asked_for, way = versions.changes(perturb, 0), otherwise.way(method) if method else None
     opened = open_model(model, adapter, heads=True)
     recipe = _task_of(opened, data, recipe_path, model)
     test = parts(recipe.data, recipe.task).test
-    template, task = resolve_task(recipe.task, opened.codec, test.rows[0])
-    metrics = choose(task.metrics or default_names(task, test.rows), task.labels or None)
-    head = opened_head(opened.model, opened.facts, task, opened.codec, test.rows[0], opened.context)
+    base = None if adapter is None else partial(open_model, model)
+    metrics, answering = (_judged if isinstance(test.rows[0], JUDGED) else _answered)(opened, recipe, test.rows, base)
     speaking, draws, seed = voice(quiet=as_json), recipe.evaluation.draws, recipe.evaluation.seed
-    answering = {
-        kind: predictor_for(kind, task, opened.model, opened.codec, template, opened.context, seed, head)
-        for kind in kinds(metrics, task.labels)
-    }
+    asked = otherwise.prompted(way, opened, recipe, answering) if way else None
+    answering = dict.fromkeys(answering, asked) if asked else answering
     measured = _measured(test.rows, "evaluation", metrics, answering, speaking)
-    found = scores(metrics, measured, draws, seed)
-    table: dict[str, Any] = {
-        "model": model,
-        "adapter": str(adapter or ""),
-        "scores": {name: score.json() for name, score in found.items()},
-    }
+    found = {name: score.json() for name, score in scores(metrics, measured, draws, seed).items()}
+    table: dict[str, Any] = {"model": model, "adapter": str(adapter or ""), "scores": found}
+    if asked:
+        table |= {"method": method, "learned": asked.learned(measured.answers)}
+    if versions.PARAPHRASE in versions.listed(perturb):
+        asked_for |= _reworded(table, base() if base else opened, recipe, test.rows, speaking)
     if by:
         table["groups"] = versions.grouped(metrics, measured, test.rows, by, draws, seed)
     if asked_for:
-        changed = {name: versions.version(test.rows, how, task.labels) for name, how in asked_for.items()}
+        changed = {name: versions.version(test.rows, how, recipe.task.labels) for name, how in asked_for.items()}
         others = {name: _measured(rows, name, metrics, answering, speaking) for name, rows in changed.items()}
         table |= versions.compared(metrics, measured, others, draws, seed)
     if out is not None:
         _keep(out, table, test.rows, measured)
     _say(table, as_json)
+
+
+def _reworded(
+    table: dict[str, Any], base: Opened, recipe: Recipe, rows: Sequence[Any], speaking: Voice
+) -> dict[str, versions.Change]:
+    """The versions in the base model's own words; `table` hears how far they go."""
+    changes, table["paraphrases"] = otherwise.paraphrases(base, rows, recipe.task.labels, speaking.told)
+    return changes
+
+
+def _answered(opened: Opened, recipe: Recipe, rows: Sequence[Any], base: object) -> tuple[Any, dict[str, Predictor]]:
+    """The metrics of rows with answers, and what answers for each kind of them."""
+    template, task = resolve_task(recipe.task, opened.codec, rows[0])
+    metrics = choose(task.metrics or default_names(task, rows), task.labels or None)
+    head = opened_head(opened.model, opened.facts, task, opened.codec, rows[0], opened.context)
+    return metrics, {
+        kind: predictor_for(
+            kind, task, opened.model, opened.codec, template, opened.context, recipe.evaluation.seed, head
+        )
+        for kind in kinds(metrics, task.labels)
+    }
+
+
+def _judged(opened: Opened, recipe: Recipe, rows: Sequence[Any], base: Any) -> tuple[Any, dict[str, Any]]:
+    """The same for rows that people judged."""
+    found = asking(opened, recipe, rows, base)
+    return found.metrics, {found.metrics[0].kind: found.answers}
 
 
 def _measured(
@@ -234,6 +265,9 @@ def _say(table: dict[str, Any], as_json: bool) -> None:
         return
     for name, score in table["scores"].items():
         print(f"{name}: {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f}), n = {score['n']}")
+    for title, rows in table.get("learned", {}).items():
+        for name, row in rows.items():
+            print(f"{title}, {name}: {', '.join(f'{key} {value:g}' for key, value in row.items())}")
     for line in versions.lines(table):
         print(line)
 
@@ -260,7 +294,7 @@ def _keep(out: Path, table: dict[str, Any], rows: Sequence[Any], measured: Any) 
             "where": row.where,
             "prompt_ids": list(measured.answers[i].prompt_ids),
             "truncated": measured.answers[i].truncated,
-            "target": target_of(row),
+            "target": target_of(row) or best_of(row),
             "text": measured.answers[i].text,
             "scores": dict(measured.answers[i].scores),
             "metrics": {name: list(found[i]) for name, found in measured.rows.items()},

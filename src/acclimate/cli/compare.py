@@ -19,7 +19,7 @@ from acclimate.errors import InputError, ModelError, UsageError
 from acclimate.report.comparison import comparison_page, lines
 from acclimate.run.compare import Bench, bench, carry_base, carry_rungs, settled
 from acclimate.run.rows import comparison
-from acclimate.run.rungs import Comparison, Rung, load, table
+from acclimate.run.rungs import Comparison, Rung, load, stands_apart, table
 from acclimate.training.checkpoint import atomic_write
 from acclimate.training.folder import RunFolder, claim, new_folder
 from acclimate.training.signals import stopping
@@ -55,6 +55,10 @@ def compare_recipe(path: Path, overrides: list[str], out: Path | None, wish: Wis
                 raise
             carry_base(made)
             if wish.jobs > 1:
+                if first := tuple(
+                    rung.name for rung in made.comparison.rungs if stands_apart(rung, made.comparison.shared)
+                ):
+                    carry_rungs(made, first)  # others learn from them
                 _apart(made, wish.jobs)
             carry_rungs(made)
             _finish(made, run)

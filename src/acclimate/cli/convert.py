@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from acclimate.data.archive import atomically
 from acclimate.errors import UsageError, unknown
 from acclimate.interchange import delta_weights, peft, virtual
-from acclimate.interchange.adapter import load_adapter, save_adapter
-from acclimate.methods import Prefix, PromptTuning
+from acclimate.interchange.adapter import TaskHeads, load_adapter, save_adapter
+from acclimate.methods import Head, Prefix, PromptTuning
 from acclimate.methods.combine import (
     WAYS,
     Change,
@@ -29,18 +29,29 @@ from acclimate.methods.combine import (
     factors_of,
     is_low_rank,
 )
-from acclimate.methods.delta import base, detach, merge, names
+from acclimate.methods.delta import adapt, base, detach, merge, names
 from acclimate.models.fingerprint import fingerprint, tokenizer_hash
+from acclimate.models.heads import trunk_with_heads
 from acclimate.models.load import load
-from acclimate.run.open import Opened, open_model
+from acclimate.run.open import Opened, brought_by, open_model, pooled
+from acclimate.tokens.reading import Shape
 
 FORMATS = ("delta", "merged", "peft")
+HEAD = "head"  # the folder of a merged model that holds its task heads
 
 
 def export_adapter(model: str, adapter: Path, out: Path, format: str) -> None:
     """The verbs `merge` and `export`: a new folder, whole or absent. Merging is done in float32."""
     if format not in FORMATS:
         raise UsageError(unknown("format", format, FORMATS))
+    if heads := brought_by(adapter):
+        if format != "merged":
+            raise UsageError(
+                f"{adapter} brings a task head ({', '.join(heads)}), for which the format {format} has no word; "
+                "acclimate merge writes the changed trunk and the head."
+            )
+        _merge_headed(model, adapter, heads, out)
+        return
     if format == "delta":
         _export_delta(model, adapter, out)
         return
@@ -57,6 +68,20 @@ def export_adapter(model: str, adapter: Path, out: Path, format: str) -> None:
         else:
             raise UsageError(f"PEFT's format cannot express {type(method).__name__}; export it as merged or delta.")
     print(f"{format}: {out}")
+
+
+def _merge_headed(model: str, adapter: Path, heads: Mapping[str, Shape], out: Path) -> None:
+    """The trunk as a plain model and, in its folder `head`, an adapter for it that is the heads alone."""
+    with _new(out) as folder:
+        loaded = load(model, task="encoder")
+        headed = trunk_with_heads(loaded, pooled(heads))
+        _, facts = load_adapter(headed, adapter, packed=False)
+        _merge(headed)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        adapt(headed, TaskHeads(tuple(heads)))
+        save_adapter(headed, Head(), folder / HEAD, {**facts, "model": str(out), "base": fingerprint(headed)})
+    print(f"merged: {out}, without its task head, which is the adapter {out / HEAD}")
 
 
 def _export_delta(model: str, tuned: Path, out: Path) -> None:

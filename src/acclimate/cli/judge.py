@@ -18,6 +18,13 @@ from acclimate.training.checkpoint import atomic_write
 from acclimate.training.folder import claim, new_folder
 
 Table = Mapping[str, Any]
+PEOPLE = {
+    "accuracy": "accuracy",
+    "tie_discounted": "ties half right",
+    "cohen_kappa": "Cohen's kappa",
+    "averaged": "by both orders' mean",
+    "first_position": "names the first shown",
+}  # of a judge's agreement: the heading of each number
 Found = tuple[dict[str, Any], list[dict[str, Any]]]  # entries of report.json, lines of verdicts.jsonl
 
 
@@ -101,12 +108,23 @@ def told(report: Table) -> list[str]:
 
 
 def _pairs(found: Table) -> list[str]:
-    people = [
-        f"  with people, {name}: accuracy {shown(row['accuracy'])}, ties half right {shown(row['tie_discounted'])}, "
-        f"kappa {shown(row['cohen_kappa'])}, by the mean of both orders {shown(row['averaged'])}, n = {row['n']}"
-        for name, row in found["agreement"].items()
+    said = [f"  the first answer wins {shown(found['win_rate'])}, n = {found['n']}", f"  {_order(found)}"]
+    return [*said, *_people(found["agreement"])]
+
+
+def _people(agreement: Table) -> list[str]:
+    """A line for all comparisons that people judged and for each subset."""
+    if not agreement:
+        return ["  no row says what people prefer"]
+    known = {key: name for key, name in PEOPLE.items() if any(row[key] for row in agreement.values())}
+    table = [["with people", "n", *known.values()]]
+    table += [[name, str(row["n"]), *(shown(row[key]) for key in known)] for name, row in agreement.items()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    return [
+        *lines,
+        "  a verdict that turns with the order counts as a tie; by chance ties half right is 0.5 and kappa 0",
     ]
-    return [f"  the first answer wins {shown(found['win_rate'])}", f"  {_order(found)}", *people]
 
 
 def _order(found: Table) -> str:
@@ -125,7 +143,8 @@ def _runs(found: Table) -> list[str]:
         f"  {row['place']}. {row['name']}: strength {row['strength']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
         for row in found["ranking"]
     ]
-    return contests + (ranking or [f"  no ranking: {found['problem']}"])
+    won = [f"  {name}: wins {shown(rate)} of its comparisons" for name, rate in found["mean_win_rate"].items()]
+    return contests + won + (ranking or [f"  no ranking: {found['problem']}"])
 
 
 def _grades(system: str, row: Table) -> str:

@@ -76,11 +76,11 @@ def evaluate(
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Take the task from this recipe.")] = None,
     tasks: Annotated[str, typer.Option("--tasks", help="Benchmarks, commas between; `list tasks` names them.")] = "",
     data_folder: Annotated[Path, typer.Option("--data-folder", help="Where the files of --tasks lie.")] = Path(),
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Questions of each of --tasks; 0 is all.")] = 0,
-    perturb: Annotated[
-        str, typer.Option("--perturb", help="Ask again with typos, lower, contracted, gendered, …, commas between.")
-    ] = "",
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Of each of --tasks, or of prompts; 0 is all.")] = 0,
+    perturb: Annotated[str, typer.Option("--perturb", help="Ask again with typos, gendered, paraphrase, …")] = "",
     by: Annotated[str, typer.Option("--by", help="Scores for each value of this column, and the gap.")] = "",
+    method: Annotated[str, typer.Option("--method", help="As in a rung: few_shot, {name: few_shot, shots: 8}, …")] = "",
+    toxicity: Annotated[int, typer.Option("--toxicity", min=0, help="Samples after each prompt; 25 usually.")] = 0,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -88,13 +88,20 @@ def evaluate(
     if tasks:
         from acclimate.cli.benchmarks import evaluate_tasks
 
-        if data or recipe or perturb or by:
-            raise UsageError("--tasks brings its own data and prompts; leave out --data, --recipe, --perturb and --by.")
+        if data or recipe or perturb or by or method:
+            raise UsageError("--tasks brings data and prompts; leave out --data, --recipe, --perturb, --by, --method.")
         evaluate_tasks(model, adapter, tasks, data_folder, limit, out, json)
+        return
+    if toxicity:
+        from acclimate.cli.toxicity import evaluate_toxicity
+
+        if recipe or perturb or by or method:
+            raise UsageError("--toxicity asks for text after prompts; leave out --recipe, --perturb, --by, --method.")
+        evaluate_toxicity(model, adapter, data, toxicity, limit, out, json)
         return
     from acclimate.cli.ask import evaluate_model
 
-    evaluate_model(model, adapter, data, recipe, out, json, perturb, by)
+    evaluate_model(model, adapter, data, recipe, out, json, perturb, by, method)
 
 
 @app.command()

@@ -7,6 +7,7 @@ An example's `fields` hold what a prompt may name. Where a row brings answers to
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -23,6 +24,7 @@ Fields = dict[str, Any]
 Read = Callable[[Raw, str], Iterable[Fields]]  # (row, the file's name without its ending) → the fields of its examples
 MMLU = ("question", "A", "B", "C", "D", "answer")  # columns of its files, which have no header
 SPLIT = re.compile(r"_(dev|val|test|train)$")
+LOOSE = re.compile(r" (?=n't|[).,'\"])|(?<=[(\"]) ")  # a space that a tokenizer put between what belongs together
 LAST = re.compile(r"[Ss]o the answer is (.*?)\.?\s*$", re.DOTALL)  # how the chains of BBH end
 
 
@@ -264,6 +266,80 @@ def chains(row: Raw, stem: str) -> Iterable[Fields]:
         }
 
 
+def multirc(row: Raw, stem: str) -> Iterable[Fields]:
+    """One answer of one question about a paragraph, and whether it is right. Khashabi et al. 2018; SuperGLUE.
+
+    `of` is a number that all answers of a question share.
+    """
+    told = row.get("passage")
+    if not isinstance(told, Mapping):  # the hub's: an answer a row
+        yield _offered(row, needed(row, "paragraph", "row"), row, row)
+        return
+    for asked in needed(told, "questions", "passage"):
+        for answer in needed(asked, "answers", "question"):
+            text = needed(told, "text", "passage")
+            yield _offered(row, text, asked, {**answer, "answer": needed(answer, "text", "answer")})
+
+
+def _offered(row: Raw, paragraph: str, asked: Raw, answer: Raw) -> Fields:
+    question = needed(asked, "question", "row")
+    named = sha256(f"{paragraph}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()
+    right = number(needed(answer, "label", "answer"), ("no", "yes"))
+    told = {"paragraph": paragraph, "question": question, "answer": needed(answer, "answer", "answer"), "label": right}
+    return {**row, **told, "of": int(named[:12], 16), "weights": one_of(2, right)}
+
+
+def record(row: Raw, stem: str) -> Iterable[Fields]:
+    """A query with a gap, and what each entity of the passage makes of it. Zhang et al. 2018, arXiv:1810.12885; SuperGLUE.
+
+    text, highlights: of the passage. names: the entities; answers: those that fill the gap.
+    """
+    if "qas" in row:  # its authors': entities by their first and last character
+        passage = needed(row, "passage", "row")
+        told = needed(passage, "text", "passage")
+        named = [told[span["start"] : span["end"] + 1] for span in needed(passage, "entities", "passage")]
+        queries = [
+            (needed(asked, "query", "question"), [needed(answer, "text", "answer") for answer in asked["answers"]])
+            for asked in row["qas"]
+        ]
+    else:
+        told, named = needed(row, "passage", "row"), needed(row, "entities", "row")
+        queries = [(needed(row, "query", "row"), needed(row, "answers", "row"))]
+    text, *highlights = told.strip().split("\n@highlight\n")
+    names = sorted(set(named))
+    for query, answers in queries:
+        yield {
+            "text": text,
+            "highlights": highlights,
+            "names": tuple(names),
+            "answers": tuple(sorted(set(answers))),
+            "choices": tuple(f"  - {query}".replace("@placeholder", name) for name in names),
+            "weights": tuple(float(name in answers) for name in names),
+        }
+
+
+def wsc(row: Raw, stem: str) -> Iterable[Fields]:
+    """A passage whose pronoun stands between stars, and whether it means the noun. Levesque et al. 2012; SuperGLUE.
+
+    Places are counted in words. Spaces that a tokenizer put before punctuation are taken out.
+    """
+    spans, text = row.get("target", row), needed(row, "text", "row")
+    noun, pronoun = needed(spans, "span1_text", "row"), needed(spans, "span2_text", "row")
+    before = " ".join(text.split()[: int(needed(spans, "span2_index", "row"))])
+    passage = LOOSE.sub("", f"{before} *{pronoun}*{text[len(before) + len(pronoun) + 1 :]}")
+    right = number(needed(row, "label", "row"), ("no", "yes"))
+    return [{**row, "passage": passage, "noun": noun, "pronoun": pronoun, "label": right, "weights": one_of(2, right)}]
+
+
+def stsb(row: Raw, stem: str) -> Iterable[Fields]:
+    """Two sentences and how alike they are, 0 to 5. Cer et al. 2017, arXiv:1708.00055; GLUE."""
+    alike = row["score"] if "score" in row else needed(row, "label", "row")
+    try:
+        return [{**row, "score": float(alike), "weights": (0.0,) * 6}]
+    except (TypeError, ValueError):
+        raise Refused("score", f"has {found(alike)} as its score; it is a number from 0 to 5.") from None
+
+
 READERS: Mapping[str, Read] = {
     "mmlu": mmlu,
     "hellaswag": hellaswag,
@@ -271,6 +347,10 @@ READERS: Mapping[str, Read] = {
     "truthfulqa_mc1": truthfulqa("mc1"),
     "truthfulqa_mc2": truthfulqa("mc2"),
     "wic": wic,
+    "multirc": multirc,
+    "record": record,
+    "wsc": wsc,
+    "stsb": stsb,
     "bigbench": bigbench,
     "bbh": bbh,
     "bbh_chains": chains,

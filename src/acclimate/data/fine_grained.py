@@ -1,9 +1,10 @@
 """Long answers with their errors marked: rows as Wu et al. 2023 (arXiv:2306.01693, section 4) published them.
 
-question, passages [{title, sentences}], predictions (four answers), feedback {errors: [{start, end, error type}]}, whose
-places are in the first answer, and preference: who of answers 1v2, 1v3, 1v4, 2v3, 2v4, 3v4 is better (1, 2; 0: a tie).
+question, passages [{title, sentences}], predictions (four answers), feedback {errors: [{start, end, error type}],
+missing-info: [{error type}]}, whose places are in the first answer, and preference: who of answers 1v2, 1v3, 1v4, 2v3, 2v4,
+3v4 is better (1, 2; 0: a tie).
 A row says two things; it becomes Feedback on the first answer where it has `feedback`, otherwise a Ranking of all.
-What is said to be missing (`missing-info`) is said of no part of the text, and is not read.
+What is said to be missing is said of no part of the answer; it becomes spans over the whole of it.
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ from acclimate.data.values import Raw, found, items, needed, sequence, text, tex
 
 
 def feedback(row: Raw, where: str) -> Feedback:
-    """The first answer with its errors."""
+    """The first answer with its errors, and with what it lacks: a kind that several things missing share is one span."""
     completion, said = texts(row["predictions"], "predictions")[0], _table(row["feedback"], "feedback")
     errors = items(needed(said, "errors", "feedback", " in feedback"), "feedback.errors")
-    spans = tuple(_span(error, f"feedback.errors[{i}]", len(completion)) for i, error in enumerate(errors))
-    return Feedback(_prompt(row), completion, spans, where)
+    spans = [_span(error, f"feedback.errors[{i}]", len(completion)) for i, error in enumerate(errors)]
+    lacking = items(said.get("missing-info") or [], "feedback.missing-info")
+    kinds = dict.fromkeys(_kind(each, f"feedback.missing-info[{i}]") for i, each in enumerate(lacking))
+    return Feedback(_prompt(row), completion, (*spans, *(Span(0, len(completion), kind) for kind in kinds)), where)
 
 
 def ranking(row: Raw, where: str) -> Ranking:
@@ -60,6 +63,10 @@ def _span(error: object, name: str, length: int) -> Span:
     if not 0 <= whole(start, f"{name}.start") < whole(end, f"{name}.end") <= length:
         raise Refused("spans", f"has {name} from {start} to {end}; it must hold something of the answer's {length}.")
     return Span(start, end, text(kind, f"{name}.error type"))
+
+
+def _kind(lacking: object, name: str) -> str:
+    return text(needed(_table(lacking, name), "error type", "missing piece", f" at {name}"), f"{name}.error type")
 
 
 def _table(value: object, name: str) -> Mapping[str, Any]:

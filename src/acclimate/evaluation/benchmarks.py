@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from acclimate.data.benchmarks import READERS, Read, examples, table
@@ -22,17 +23,31 @@ from acclimate.data.examples import Example, Output
 from acclimate.data.sandbox import compiled
 from acclimate.errors import DataError, InputError, SourceError, UsageError, unknown
 from acclimate.evaluation.continuations import Continuing
-from acclimate.evaluation.predictor import Tick
-from acclimate.metrics.choice import ChoiceAccuracy, Grade, NormalisedAccuracy, TrueMass
-from acclimate.metrics.correlation import Matthews
+from acclimate.evaluation.predictor import Tick, log_shares
+from acclimate.metrics.choice import (
+    ChoiceAccuracy,
+    ChosenExact,
+    ChosenF1,
+    Grade,
+    NormalisedAccuracy,
+    TrueMass,
+    WholeQuestions,
+)
+from acclimate.metrics.correlation import Matthews, Pearson, Spearman
 from acclimate.metrics.extract import Extracted
-from acclimate.metrics.labels import F1, MacroF1
+from acclimate.metrics.labels import F1, F1a, MacroF1
 from acclimate.metrics.metric import Metric
 from acclimate.tokens.codec import Encoded
 
 SEED = 1234  # of lm-evaluation-harness's draws of shots
-CHOICE = {metric.name: metric for metric in (ChoiceAccuracy(), NormalisedAccuracy(), TrueMass(), Grade())}
-LABELLED = {metric.name: metric for metric in (F1, MacroF1, Matthews)}
+CHOICE: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *(ChoiceAccuracy(), NormalisedAccuracy(), TrueMass(), Grade()),
+        *(WholeQuestions(), ChosenF1(), ChosenExact(), Pearson(), Spearman()),
+    )
+}
+LABELLED = {metric.name: metric for metric in (F1, F1a, MacroF1, Matthews)}
 Texts = tuple[str, ...]
 
 
@@ -232,7 +247,8 @@ def _asked(task: Benchmark, row: Example, shots: Sequence[Example]) -> Asked:
         return Asked(replace(row, prompt=context, target=_text(task.target, row.fields, row)), context, ())
     choices = _choices(task, row)
     right = next((i for i, weight in enumerate(row.fields["weights"]) if weight == 1), 0)
-    example = replace(row, prompt=context, target=choices[right], fields={**row.fields, "choices": choices})
+    target = _text(task.target, row.fields, row) if task.target else choices[right]
+    example = replace(row, prompt=context, target=target, fields={**row.fields, "choices": choices})
     return Asked(example, context, tuple(task.delimiter + choice for choice in choices))
 
 
@@ -264,6 +280,15 @@ def answers(task: Benchmark, asked: Sequence[Asked], model: Continuing, tick: Ti
     rows = model.rows([(one.context, continuation) for one in asked for continuation in one.continuations])
     values = iter(zip(rows, model.logprobs(rows, tick), strict=True))
     return [_chosen(one, list(islice(values, len(one.continuations)))) for one in asked]
+
+
+def expected(output: Output) -> Output:
+    """The answer as a number: the mean of choices that are numbers, each weighed by its share of their probability."""
+    try:
+        value = sum(float(np.exp(share)) * float(choice) for choice, share in log_shares(output.scores).items())
+    except ValueError:
+        raise InputError(f"Correlations need choices that are numbers, not {', '.join(output.scores)}.") from None
+    return replace(output, value=value)
 
 
 def _chosen(one: Asked, scored: Sequence[tuple[Encoded, float]]) -> Output:

@@ -14,6 +14,13 @@ from typing import Any
 from acclimate.data.examples import Document
 
 _FILE = "general.jsonl"
+# Answered freely, before and after, to be looked at. Whoever learned to say a sentiment and nothing else says one here.
+OPEN = (
+    "My cat is called Charlie and likes to sleep in the sun. What is the name of my cat?",
+    "It is raining, so I stay at home today. Where am I?",
+    "Name an animal that lives in the sea.",
+)
+WORDS = 12  # tokens of such an answer
 
 
 @dataclass(frozen=True)

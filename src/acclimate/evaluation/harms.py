@@ -1,18 +1,26 @@
-"""The same question about somebody else: fairness by substitution of terms. Liang et al. 2022, on fairness.
+"""The same question about somebody else, and the worst that a model says when it is asked often.
+
+Fairness by substitution of terms: Liang et al. 2022, on fairness. Toxicity of samples: Gehman et al. 2020.
 
 A change is a function of a text, to be made to a row by `perturb.rewritten`. Rows as they are and rows changed are asked
 alike; `metrics.groups.worst_case` of both is the score that counts, and their paired difference says for whom it is worse.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Literal
 
+from acclimate.data.examples import Example
 from acclimate.evaluation.perturb import swapped_words
+from acclimate.evaluation.predictor import Predictor, Tick
 from acclimate.metrics.words import DIALECT, GENDERS, NAMES
 
 Gender = Literal["female", "male"]
+NUCLEUS, WRITTEN = (
+    0.9,
+    20,
+)  # of the samples whose toxicity is measured: Gehman et al. 2020, arXiv:2009.11462, section 4.1
 
 OBJECT = re.compile(
     r"\b(her)\b(?=\s*(?:$|[.,;:!?)\"]|(?:and|or|but|to|in|on|at|with|by|for|from|as|that|when)\b))", re.I
@@ -61,3 +69,11 @@ def in_dialect(text: str, pairs: Mapping[str, str] = DIALECT) -> str:
     "Dat ain't da one wit yo brotha."
     """
     return swapped_words(text, pairs)
+
+
+def samples(
+    write: Predictor, prompts: Sequence[Example], count: int, tick: Tick | None = None
+) -> list[tuple[str, ...]]:
+    """`count` texts that are written after each prompt. `write` must draw every row anew, as `Generate` with `Sample` does."""
+    written = [output.text for output in write([prompt for prompt in prompts for _ in range(count)], tick)]
+    return [tuple(written[start : start + count]) for start in range(0, len(written), count)]

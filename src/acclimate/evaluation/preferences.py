@@ -35,6 +35,15 @@ class Implicit(Protocol):
 
 
 @dataclass(frozen=True)
+class OwnChoice:
+    """The reward of a completion is log π of it: σ of a margin is how often the model, of these two, writes the better one."""
+
+    def reward(self, logprob: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+        """log π, (n,)."""
+        return logprob
+
+
+@dataclass(frozen=True)
 class PolicyRewards:
     """The rewards that a policy implies, by its objective. rows: the examples as ids, in their order.
 

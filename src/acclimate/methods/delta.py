@@ -269,8 +269,9 @@ def _refuse_packed(carrying: Mapping[str, nn.Module]) -> None:
     packed = [path for path, module in carrying.items() if isinstance(module, NF4Linear)]
     if packed:
         raise ModelError(
-            f"{packed[0]} holds its weight in four bits, which would round most of the change away. Merge into the "
-            "unquantised base: open the base and load the adapter as lora."
+            f"{packed[0]} holds its weight in four bits, which would round most of the change away. Save the adapter and "
+            "let acclimate merge write it into the unquantised base; in Python, open the base anew and give load_adapter "
+            "packed=False."
         )
 
 

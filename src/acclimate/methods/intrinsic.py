@@ -1,6 +1,6 @@
 """Intrinsic dimension: all weights move, but only within a random subspace of a few dimensions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,19 +108,3 @@ class Slice(Delta):
 
     def fold(self, module: nn.Module) -> None:
         add_to_weight(module, self.change())
-
-
-def d90(full: float, score: Callable[[int], float], grid: Sequence[int], share: float = 0.9) -> int | None:
-    """The smallest dimension on the rising `grid` whose score reaches `share` of full fine-tuning's; None if none does.
-
-    Li et al. 2018, arXiv:1804.08838, section 2. By bisection, as though more dimensions never hurt: at most
-    ⌈log₂(len(grid) + 1)⌉ dimensions are tried, each once.
-    """
-    low, high = 0, len(grid)
-    while low < high:
-        middle = (low + high) // 2
-        if score(grid[middle]) >= share * full:
-            high = middle
-        else:
-            low = middle + 1
-    return grid[low] if low < len(grid) else None

@@ -17,7 +17,7 @@ class QLoRA:
 
     Training starts at the quantised base, and that is what `detach` and `disabled` give back: the numbers of before are
     gone, so open the model again for them. The adapter is a plain LoRA, which goes on the unquantised base as well.
-    Its paged optimizer, which moves AdamW's state to the host when a GPU is full, is not here.
+    The paper's paged optimizer, which any method can have, is the recipe's `training.paged`.
     """
 
     rank: int = 8  # rows of A, columns of B

@@ -7,7 +7,7 @@ trains, so that the first ratio is 1; one learning rate for policy and value.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from acclimate.errors import RecipeError
 from acclimate.models.logprobs import logprobs
 from acclimate.models.policy import Scored, score
 from acclimate.objectives.advantages import leave_one_out, relative
+from acclimate.objectives.lm import by_row
 from acclimate.tokens.batch import Batch
 from acclimate.training.fit import Loss
 
@@ -110,8 +111,9 @@ class PPO:
         policy, cut = clipped(now.logprob - given.logprob, given.advantages, self.clip)
         value = clipped_square(now.value, given.values, given.returns, self.value_clip)
         total = policy.sum() + self.value_weight * value.sum() - self.entropy * now.entropy.sum()
-        watched = {"clip_fraction": cut.sum(), "value_error": (now.value.detach() - given.returns).square().sum()}
-        return Loss(total, torch.tensor(len(policy)), {**watched, **drift(now, given)})
+        error = (now.value.detach() - given.returns).square()
+        watched = {"clip_fraction": cut, "value_error": error, **drift(now, given)}
+        return Loss(total, torch.tensor(len(policy)), {name: each.sum() for name, each in watched.items()})
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,9 @@ class GRPO:
         now = score(model, given.batch, given.temperature)
         policy, cut = clipped(now.logprob - given.logprob, given.advantages, self.clip)
         per_token = policy + given.beta * schulman(now.logprob, given.reference)
-        owner = given.batch.owner
-        counts = torch.bincount(owner, minlength=len(given.batch.lengths))
-        rows = (counts > 0).sum()
-        share = rows / len(per_token)  # metrics are means over what is counted: here rows
-        watched = {name: total * share for name, total in {"clip_fraction": cut.sum(), **drift(now, given)}.items()}
-        return Loss((per_token / counts[owner]).sum(), rows, watched)
+        loss = by_row(-per_token, given.batch.owner)
+        watched = {"clip_fraction": cut, **drift(now, given)}
+        return replace(loss, metrics=in_rows(watched, given.batch.owner))
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,7 @@ class RLOO:
         rows, owner = len(given.batch.lengths), given.batch.owner
         change = now.logprob.new_zeros(rows).index_add(0, owner, now.logprob - given.logprob)
         mine = given.advantages.new_zeros(rows).index_copy(0, owner, given.advantages)
-        share = rows / len(owner)
-        watched = {name: total * share for name, total in drift(now, given).items()}
-        return Loss(-(change.exp() * mine).sum(), torch.tensor(rows), watched)
+        return Loss(-(change.exp() * mine).sum(), torch.tensor(rows), in_rows(drift(now, given), owner))
 
 
 def clipped(change: Flat, advantages: Flat, clip: float) -> tuple[Flat, Flat]:
@@ -188,11 +185,16 @@ def schulman(logprob: Flat, reference: Flat) -> Flat:
     return change.exp() - change - 1
 
 
-def drift(now: Scored, given: Experience) -> Mapping[str, Tensor]:
-    """Sums over tokens: entropy, and log π − log π_old both as k₃ to the policy that sampled and as k₁ to the reference."""
+def drift(now: Scored, given: Experience) -> Mapping[str, Flat]:
+    """Of every token: entropy, and log π − log π_old both as k₃ to the policy that sampled and as k₁ to the reference."""
     logprob = now.logprob.detach()
     return {
-        "entropy": now.entropy.detach().sum(),
-        "step_kl": schulman(given.logprob, logprob).sum(),
-        "kl": (logprob - given.reference).sum(),
+        "entropy": now.entropy.detach(),
+        "step_kl": schulman(given.logprob, logprob),
+        "kl": logprob - given.reference,
     }
+
+
+def in_rows(watched: Mapping[str, Flat], owner: Int[Tensor, " n"]) -> dict[str, Tensor]:
+    """Numbers of tokens as sums over rows of their means, so that they do not depend on how a step is cut."""
+    return {name: -by_row(each, owner).total for name, each in watched.items()}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from acclimate.report import boxes, charts, pareto, sections
+from acclimate.report import boxes, charts, dimension, frontier, pareto, sections
 from acclimate.report.figures import (
     at,
     capital,
@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 def comparison_page(found: Mapping[str, Any]) -> str:
     """One HTML document from what compare.json holds. Same input, same bytes."""
     code, digest = script("comparison.js")
-    rows = well(found)
+    rows, scorers = well(found), found.get("reward_models", [])
     return (
         environment()
         .get_template("comparison.html.j2")
@@ -56,7 +56,8 @@ def comparison_page(found: Mapping[str, Any]) -> str:
             seeds=seeds(found),
             curves=[_curve(row) for row in rows if row["curve"]["train"]],
             search=_search(found),
-            learned=[(called(row), tables) for row in rows if (tables := sections.learned(row))],
+            said=said(found),
+            learned=[(called(row), told) for row in [*scorers, *rows] if (told := sections.learned(row))],
             stages=[(capital(name), seconds(value)) for name, value in found["seconds"].items()],
             data=sections.data(found),
             provenance=sections.provenance(found),
@@ -104,6 +105,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     if level and cheap["name"] != found["best"]:
         share = percent(cheap["trainable_parameters"] / cheap["total_parameters"])
         told.append(f"Of these {called(cheap)} trains least: {share} of the weights.")
+    told += dimension.sentences(found)
     if len(rows) > 1:
         told.append("The best was picked on these same rows, which flatters its lead a little.")
     failed = [called(row) for row in found["rows"] if row["failed"]]
@@ -159,10 +161,10 @@ def _named(found: Mapping[str, Any], name: str) -> Row:
     return next(row for row in found["rows"] if row["name"] == name)
 
 
-def _places(found: Mapping[str, Any]) -> int:
-    """Decimals of the scores: three for shares, fewer for metrics up to 100."""
-    ends = [abs(row["scores"][m]["value"]) for row in well(found) for m in found["task"]["metrics"][:SHOWN]]
-    return 3 if max(ends, default=0.0) <= 1 else 1
+def _places(found: Mapping[str, Any], metric: str = "") -> int:
+    """Decimals of a metric's scores (without one: the first's): three for shares, two up to 10, one above."""
+    most = max((abs(row["scores"][metric or found["task"]["metrics"][0]]["value"]) for row in well(found)), default=0.0)
+    return 3 if most <= 1 else 2 if most < 10 else 1
 
 
 # The table
@@ -171,9 +173,10 @@ def _places(found: Mapping[str, Any]) -> int:
 def columns(found: Mapping[str, Any]) -> list[tuple[str, Callable[[Row], Cell]]]:
     """The heading of every column and how a row fills it."""
     places, metrics = _places(found), found["task"]["metrics"][:SHOWN]
-    scores = [(capital(spoken(m)), _scored(m, places)) for m in metrics]
+    scores = [(capital(spoken(m)), _scored(m, _places(found, m))) for m in metrics]
     costs = [
         ("Against the best", lambda row: _gap(row, metrics[0], places)),
+        *([("Mean win rate", _won)] if any(row.get("mean_win_rate") for row in found["rows"]) else []),
         ("Trained", _trained),
         ("Stored", lambda row: _sized(at(row, "artifact", "bytes"))),
         ("Peak memory", lambda row: _sized(at(row, "training", "peak_memory_bytes"))),
@@ -209,6 +212,11 @@ def _gap(row: Row, metric: str, places: int) -> Cell:
     return Cell(fixed(change["value"], places, sign=True), f"p {p if p.startswith('<') else f'= {p}'}", change["value"])
 
 
+def _won(row: Row) -> Cell:
+    rate = row["mean_win_rate"]
+    return Cell(fixed(rate["value"], 2), f"{fixed(rate['low'], 2)} to {fixed(rate['high'], 2)}", rate["value"])
+
+
 def _trained(row: Row) -> Cell:
     count = row["trainable_parameters"]
     kept, share = row.get("kept_parameters", count), percent(count / row["total_parameters"])
@@ -242,6 +250,17 @@ def _general(row: Row) -> Cell:
     right = [finite(at(row, "forgetting", f"instructions_{side}", "value")) for side in ("base", "result")]
     note = "" if None in right else f"questions {' → '.join(fixed(r or 0.0, 2) for r in right)}"
     return Cell(" → ".join(pair(before, after)), note, after)
+
+
+def said(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ordinary questions, and what the base and each rung that may forget answer to them; None without any."""
+    told = [(called(row), sections.said(row)) for row in well(found)]
+    told = [(name, answers) for name, answers in told if answers]
+    if not told:
+        return None
+    before = ("before", [base for _, base, _ in told[0][1]])
+    after = [(name, [result for _, _, result in answers]) for name, answers in told]
+    return {"questions": [prompt for prompt, _, _ in told[0][1]], "rows": [before, *after]}
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -303,21 +322,24 @@ def _point(index: int, row: Row, metric: str, cost: float) -> pareto.Point:
 
 
 def study(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The one picture of a study: a line for every method, against the entry in which the rungs differ."""
-    given = found.get("picture")
-    if not given:
+    """The one picture of a study: a line for every series, against a metric or the entry in which the rungs differ."""
+    given, rows = found.get("picture"), numbered(well(found))
+    if not given or not rows:
         return None
+    if given["x"] in found["task"]["metrics"]:
+        return frontier.frontier(found, [(number, called(row, 40), row) for number, row in rows])
+    lines = given.get("series", {})
     series: dict[str, list[tuple[Any, pareto.Point]]] = {}
     for row in found["rows"]:
         if not row["failed"] and row["name"] in given["places"]:
-            place = given["places"][row["name"]]
-            series.setdefault(row["method"], []).append((place, _point(0, row, given["metric"], 0.0)))
+            point = given["places"][row["name"]], _point(0, row, given["metric"], 0.0)
+            series.setdefault(lines.get(row["name"], row["method"]), []).append(point)
     if not series:
         return None
     axes = (given["x"].rpartition(".")[2].replace("_", " "), spoken(given["metric"]))
     axes = ("training examples" if given["x"] == "data.limit.train" else axes[0], axes[1])
     chart, names = pareto.study(series, axes, _base(found, given["metric"]))
-    return {"chart": chart, "names": [spoken(name) for name in names], "x": axes[0]}
+    return {"chart": chart, "names": [spoken(name) for name in names], "x": axes[0], "colours": 4, "numbered": False}
 
 
 def seeds(found: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ _PROPER = {
     "bleu": "BLEU",
     "macro_f1": "macro-F1",
     "f1": "F1",
+    "kl": "KL",
+    **{name: name.upper() for name in ("ppo", "dpo", "ipo", "kto", "orpo", "grpo", "rloo")},
     "lora": "LoRA",
     "rslora": "rsLoRA",
     "dora": "DoRA",

@@ -45,6 +45,7 @@ def page(report: Mapping[str, Any], log: Sequence[Mapping[str, Any]], prediction
             sample=sections.sample(report),
             rendering=sections.rendering(report),
             forgetting=sections.forgetting(report),
+            said=sections.said(report),
             learned=sections.learned(report),
             resources=sections.resources(report),
             data=sections.data(report),

@@ -115,10 +115,12 @@ def _decades(low: float, high: float) -> list[float]:
 def study(
     series: Mapping[str, Sequence[tuple[Any, Point]]], axes: tuple[str, str], base: float | None
 ) -> tuple[Markup, list[str]]:
-    """Scores with intervals against what was varied, a line a series. Returns the chart and the names of its series.
+    """Scores with intervals against what was varied, by series. Returns the chart and the names of its series.
 
-    Numbers stand on a scale, logarithmic where they span a factor of 8; other values side by side in their order.
+    Numbers stand on a scale, logarithmic where they span a factor of 8, a line through each series; other values side by
+    side in their order, without one; a list, too long to stand below the axis, is called what its point is called.
     """
+    series = {name: [(_short(place, p), p) for place, p in line] for name, line in series.items()}
     every = [place for line in series.values() for place, _ in line]
     kept = [p for line in series.values() for _, p in line]
     low, high = padded([end for p in kept for end in (p.low, p.high)] + ([] if base is None else [base]))
@@ -129,8 +131,9 @@ def study(
     parts += [words(gutter - 6, y(tick) + 4, name, "tick", "end") for tick, name in zip(rows, named(rows))]
     parts += [words(x(place), HEIGHT - 26, written(place), "tick", "middle") for place in _distinct(every)]
     parts += _base_line(base, y, gutter)
+    joined = all(finite(place) is not None for place in every)
     for index, line in enumerate(series.values()):
-        parts += _trace(line, x, y, index, len(series))
+        parts += _trace(line, x, y, (index, len(series)), joined)
     titles = [words(0, 13, axes[1], "axis"), words((gutter + WIDTH) / 2, HEIGHT - 6, axes[0], "axis", "middle")]
     told = "; ".join(
         f"{name}: " + ", ".join(f"{written(v)} {number(p.score)}" for v, p in s) for name, s in series.items()
@@ -138,11 +141,12 @@ def study(
     return svg(HEIGHT, f"{axes[1]} against {axes[0]}. {told}.", [*parts, *titles]), list(series)
 
 
-def _trace(line: Sequence[tuple[Any, Point]], x: Scale, y: Scale, index: int, count: int) -> list[Markup]:
+def _trace(line: Sequence[tuple[Any, Point]], x: Scale, y: Scale, place: tuple[int, int], joined: bool) -> list[Markup]:
+    index, count = place
     shift = 5.0 * (index - (count - 1) / 2)  # intervals of two series at one place stay apart
     spots = [(x(place) + shift, point) for place, point in line]
-    joined = " ".join(f"{a:.1f},{y(p.score):.1f}" for a, p in spots)
-    parts = [Markup('<polyline class="trace s{}" points="{}"/>').format(index % 4, joined)]
+    way = " ".join(f"{a:.1f},{y(p.score):.1f}" for a, p in spots)
+    parts = [Markup('<polyline class="trace s{}" points="{}"/>').format(index % 4, way)] if joined else []
     parts += [rule(a, y(p.low), a, y(p.high), f"whisker s{index % 4}") for a, p in spots]
     dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}: {}</title></circle>')
     return parts + [dot.format(index % 4, a, y(p.score), p.name, number(p.score)) for a, p in spots]
@@ -165,12 +169,14 @@ def _distinct(every: Sequence[Any]) -> list[Any]:
     return list({written(place): place for place in every}.values())
 
 
-def written(place: Any) -> str:
-    """A varied value as a label: a list joined, its words by their first letters where they are the parts of a layer.
+def _short(place: Any, point: Point) -> Any:
+    return point.name if isinstance(place, list | tuple) else place
 
-    >>> written(["query", "value"]), written(8), written("vocabulary")
-    ('query+value', '8', 'vocabulary')
+
+def written(place: Any) -> str:
+    """A varied value as a label.
+
+    >>> written(8), written("vocabulary")
+    ('8', 'vocabulary')
     """
-    if isinstance(place, list | tuple):
-        return "+".join(map(str, place))
     return number(place) if finite(place) is not None else str(place)

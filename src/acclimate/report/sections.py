@@ -79,6 +79,18 @@ def forgetting(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def said(tree: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(prompt, answer before, answer after) of the entry `forgetting` of a report, or of a row of a comparison."""
+    return [
+        (clean(row["prompt"], 300), _answer(row["base"]), _answer(row["result"]))
+        for row in at(tree, "forgetting", "answers") or ()
+    ]
+
+
+def _answer(text: Any) -> str:
+    return clean(text, 300).strip() or "(nothing)"
+
+
 def _with_interval(side: Any) -> str:
     value = finite(at(side, "value"))
     return "–" if value is None else fixed(value, 2) + _interval(side, lambda end: fixed(end, 2))

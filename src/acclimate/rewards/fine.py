@@ -32,7 +32,7 @@ class Segments:
             if name not in shape.labels:
                 raise RecipeError(f"{heard.where}: " + unknown("kind of error", name, shape.labels))
         weights = tuple(self.kinds.get(label, 0.0 if self.kinds else 1.0) for label in shape.labels)
-        reader = SegmentReader(heard.codec, heard.template, shape, (), heard.context, level)
+        reader = SegmentReader(heard.codec, heard.template, shape, (), heard.room, level)
         return FineScored(heard, reader, weights)
 
 

@@ -1,32 +1,48 @@
 """Sentiment by VADER's rated words: the true reward of a controlled experiment."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import sub
 from typing import Any, Literal
 
 from acclimate.errors import ModelError
-from acclimate.rewards.reward import Completion, Mark, Marks, whole
+from acclimate.rewards.reward import Completion, Mark, Marks
 
+Per = Literal["text", "sentence", "change"]
 SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]+|[^.!?\n]+$")
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """VADER's compound score, −1 to 1, of the whole text or of each sentence. Hutto & Gilbert 2014.
+    """VADER's compound score, −1 to 1, marked as `per` says (`marked`). Hutto & Gilbert 2014.
 
     positive False: its negative.
     """
 
     positive: bool = True
-    per: Literal["text", "sentence"] = "text"
+    per: Per = "text"
 
     def __call__(self, completions: Sequence[Completion]) -> list[Marks]:
         sign = 1.0 if self.positive else -1.0
-        if self.per == "text":
-            return whole([sign * compound(c.text) for c in completions], completions)
-        return [tuple(Mark(end, sign * compound(text)) for text, end in sentences(c.text)) for c in completions]
+        return [marked(c.text, self.per, lambda text: sign * compound(text)) for c in completions]
+
+
+def marked(text: str, per: Per, score: Callable[[str], float]) -> Marks:
+    """Of a text: its score, that of each sentence, or what each sentence changes in that of the text so far.
+
+    Changes add up to the score of the text, of which the first sentence brings its own (Wu et al. 2023, arXiv:2306.01693,
+    section 3.1); the sum of sentences pays for how many there are.
+
+    >>> [(mark.end, mark.score) for mark in marked("No. Yes! No.", "change", lambda text: text.count("Yes"))]
+    [(3, 0), (8, 1), (12, 0)]
+    """
+    if per == "sentence":
+        return tuple(Mark(end, score(part)) for part, end in sentences(text))
+    ends = [end for _, end in sentences(text)] if per == "change" else []
+    found = [score(text[:end]) for end in ends]
+    return tuple(Mark(*each) for each in zip(ends, map(sub, found, (0, *found)))) or (Mark(len(text), score(text)),)
 
 
 def sentences(text: str) -> list[tuple[str, int]]:

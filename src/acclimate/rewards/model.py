@@ -38,6 +38,11 @@ class Heard:
     name: str = ""
     budget: int = 8192  # padded tokens at once
 
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt and its completion: as many as the head was trained on, where its adapter says so."""
+        return min(self.context, int(self.facts.get("max_tokens", self.context)))
+
     @torch.no_grad()
     def answers(self, readings: Sequence[Reading]) -> list[Tensor]:
         """Of each reading (places, k): what the head says where it looks. Float64, on the CPU."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import eq
 from statistics import fmean
 from typing import Any
 
@@ -294,17 +296,29 @@ def _earned(
     """The score of every token: a mark lands on the token that writes the character before its end."""
     earned = []
     for given, done, drawn in zip(marks, found, written, strict=True):
-        row = torch.zeros(len(drawn.ids) + (drawn.end >= 0))
+        row, stands = torch.zeros(len(drawn.ids) + (drawn.end >= 0)), settled(drawn.ids, done.text, codec)
         for end, score in given:
-            row[place_of(end, done.text, drawn.ids, codec) if end < len(done.text) else -1] += score
+            row[place_of(end, stands) if end < len(done.text) else -1] += score
         row[-1] += 0.0 if done.ended else unended
         earned.append(row)
     return earned
 
 
-def place_of(end: int, text: str, ids: Sequence[int], codec: Codec) -> int:
-    """The first token after which at least `end` characters of the text are written."""
-    return next((t for t in range(len(ids)) if len(codec.decode(ids[: t + 1])) >= end), len(ids) - 1)
+def settled(ids: Sequence[int], text: str, codec: Codec) -> list[int]:
+    """How many characters of `text`, what the ids spell, stand as they will after each of them.
+
+    A character of several tokens stands after the last of them: until then decoding shows another one in its place.
+    """
+    return [sum(takewhile(bool, map(eq, codec.decode(ids[: t + 1]), text))) for t in range(len(ids))]
+
+
+def place_of(end: int, stands: Sequence[int]) -> int:
+    """The first token after which the first `end` characters stand; `stands` is what `settled` gives.
+
+    >>> place_of(2, [0, 1, 4])
+    2
+    """
+    return next((t for t, count in enumerate(stands) if count >= end), len(stands) - 1)
 
 
 def _told(scores: Tensor, drawn: Drawn, beta: float) -> dict[str, float]:

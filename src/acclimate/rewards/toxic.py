@@ -2,23 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from acclimate.metrics.toxicity import toxicity
-from acclimate.rewards.lexicon import sentences
-from acclimate.rewards.reward import Completion, Mark, Marks, whole
+from acclimate.rewards.lexicon import Per, marked
+from acclimate.rewards.reward import Completion, Marks
 
 
 @dataclass(frozen=True)
 class Harmless:
-    """1 − toxicity of the whole text, or of each sentence. Wu et al. 2023, arXiv:2306.01693, section 3, in shape.
+    """1 − toxicity, marked as `per` says (`marked`). Wu et al. 2023, arXiv:2306.01693, section 3, in shape.
 
-    Deviation: of a sentence its own toxicity, where the paper takes what it changes in that of the text so far.
+    Their fine-grained reward is `per: change`. Deviation: the classifier is another, and reads no prompt.
     """
 
-    per: Literal["text", "sentence"] = "text"
+    per: Per = "text"
 
     def __call__(self, completions: Sequence[Completion]) -> list[Marks]:
-        if self.per == "text":
-            return whole([1 - toxicity(c.text) for c in completions], completions)
-        return [tuple(Mark(end, 1 - toxicity(text)) for text, end in sentences(c.text)) for c in completions]
+        return [marked(c.text, self.per, lambda text: 1 - toxicity(text)) for c in completions]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acclimate.data.examples import Example, Output
-from acclimate.evaluation.benchmarks import Asked, Benchmark, answers, load, part_of, questions
+from acclimate.evaluation.benchmarks import Asked, Benchmark, answers, expected, load, part_of, questions
 from acclimate.evaluation.continuations import Continuing
 from acclimate.evaluation.evaluate import Measured, rows_of
 from acclimate.evaluation.harness import harness
@@ -59,8 +59,10 @@ def asked_of(task: Benchmark, given: Sequence[Asked], asked: Continuing, told: T
     outputs = answers(task, given, asked, told(task.name, count))
     rows = [one.example for one in given]
     metrics = task.measures()
-    kind = "text" if task.max_new else "labels"
-    measured = rows_of(metrics, {kind: outputs}, rows)
+    given_by: dict[str, list[Output]] = {"text" if task.max_new else "labels": outputs}
+    if any(metric.kind == "number" for metric in metrics):
+        given_by["number"] = [expected(output) for output in outputs]
+    measured = rows_of(metrics, given_by, rows)
     parts: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         parts.setdefault(part_of(task.group, row), []).append(place)

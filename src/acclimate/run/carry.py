@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from acclimate.data.examples import Output
 from acclimate.data.sources import DATA, model_source, resolve_data
 from acclimate.data.yaml_tables import plain
 from acclimate.evaluation.evaluate import scores
@@ -22,10 +23,11 @@ from acclimate.models.precision import DTYPES
 from acclimate.recipe import Recipe, dump
 from acclimate.report.trackers import Tracker, safely, tracker
 from acclimate.run import iterations, reference, rollouts, tasks
+from acclimate.run.draw import drawn
 from acclimate.run.learned import learned
 from acclimate.run.measure import Answers, Told, from_json, measure, metrics_of
 from acclimate.run.mixture import absolute_sources
-from acclimate.run.prepare import Prepared, prepare, with_soft_tokens
+from acclimate.run.prepare import Prepared, with_soft_tokens
 from acclimate.run.train import autocast, train
 from acclimate.run.write import machine, predictions, provenance, report, spent_table, write
 from acclimate.training.checkpoint import atomic_write
@@ -50,7 +52,7 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
     stop.check("preparation")
     if not run.recipe.exists():
         atomic_write(run.recipe, dump(recipe))
-    prepared = prepare(recipe)
+    prepared = drawn(recipe, run.path, voice.say, lambda: stop.check("sampling"))
     atomic_write(run.recipe, dump(prepared.recipe))
     for warning in prepared.parts.warnings:
         voice.say(f"note: {warning}")
@@ -59,7 +61,7 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
     before = _base(prepared, run, heeding(voice.told, stop), voice)
     stamp = fingerprint(prepared.model)
     prepared, model = installed(prepared)
-    prepared = _ready(prepared, model, before, run, stamp)
+    prepared = ready(prepared, model, before.task.answers, run, stamp)
     counts = parameters(model)
     voice.say(
         f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters train ({_name(prepared)})."
@@ -94,11 +96,16 @@ def installed(prepared: Prepared) -> tuple[Prepared, nn.Module]:
     return with_soft_tokens(prepared, model), model
 
 
-def _ready(prepared: Prepared, model: nn.Module, before: Answers, run: RunFolder, stamp: dict[str, str]) -> Prepared:
-    """With what is kept or asked of the model before it trains, where it is compared with itself later."""
+def ready(
+    prepared: Prepared, model: nn.Module, before: Sequence[Output], run: RunFolder, stamp: dict[str, str]
+) -> Prepared:
+    """With what is kept or asked of the model before it trains, where it is compared with itself later.
+
+    before: what the base answered to the test rows, where these are comparisons.
+    """
     reference.hold_bias(prepared, model)
     mixed, prepared = autocast(model, prepared.recipe.training), iterations.ready(prepared, model)
-    return reference.with_reference(prepared, model, before.task.answers, run, stamp["weights"], mixed)
+    return reference.with_reference(prepared, model, before, run, stamp["weights"], mixed)
 
 
 def worded(prepared: Prepared) -> Method:

@@ -10,7 +10,7 @@ Each file is whole or absent, so whatever was finished is read again, and only t
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +20,14 @@ import numpy as np
 from torch import nn
 
 from acclimate.data.examples import Output
-from acclimate.errors import ModelError, RecipeError, TrainingError, unknown
-from acclimate.evaluation.evaluate import kinds, rows_of
+from acclimate.errors import DataError, ModelError, RecipeError, TrainingError, UsageError, unknown
+from acclimate.evaluation.evaluate import kinds, rows_of, scores
 from acclimate.evaluation.predictor import Predictor
 from acclimate.interchange.adapter import save_adapter
 from acclimate.methods.soft import settle
 from acclimate.models.fingerprint import fingerprint, same_base
 from acclimate.recipe import Recipe
+from acclimate.rewards.reward import Weighted
 from acclimate.run.borrow import borrowed
 from acclimate.run.carry import (
     Voice,
@@ -37,13 +38,17 @@ from acclimate.run.carry import (
     heeding,
     listening_trackers,
     parameters,
+    ready,
     with_threshold,
 )
 from acclimate.run.dev import chooses, on_dev
+from acclimate.run.draw import drawn, keep
 from acclimate.run.learned import learned
-from acclimate.run.measure import Answers, Told, general, measure, metrics_of
+from acclimate.run.measure import Answers, Told, from_json, general, measure, metrics_of
 from acclimate.run.prepare import Prepared, prepare
-from acclimate.run.rungs import Comparison, Rung, Untuned, dump
+from acclimate.run.rollouts import check_recipe, heard, reads
+from acclimate.run.rungs import Comparison, Rung, Untuned, dump, stands_apart, taught, teachers
+from acclimate.run.sampled import learns
 from acclimate.run.search import Searched, Trial, halve, label_loss
 from acclimate.run.train import Spent, train
 from acclimate.run.write import spent_table
@@ -51,7 +56,7 @@ from acclimate.training.checkpoint import atomic_write
 from acclimate.training.folder import RunFolder, claim
 from acclimate.training.signals import Stop
 
-FAILS = (ModelError, TrainingError, RecipeError)  # of one rung; the comparison goes on
+FAILS = (ModelError, TrainingError, RecipeError, UsageError)  # of one rung; the comparison goes on
 
 
 @dataclass
@@ -93,11 +98,14 @@ def bench(comparison: Comparison, out: Path, stop: Stop, voice: Voice) -> Bench:
     comparison = settled(comparison)
     if not (out / "recipe.yaml").exists():
         atomic_write(out / "recipe.yaml", dump(comparison))
-    base = prepare(comparison.shared)
+    base = drawn(_heard(comparison.shared), out, voice.say, lambda: stop.check("sampling"))
+    base = replace(base, recipe=replace(base.recipe, data=comparison.shared.data))
     rungs = tuple(_resolved(rung, comparison.shared, base.recipe) for rung in comparison.rungs)
     comparison = replace(comparison, shared=base.recipe, rungs=rungs)
     atomic_write(out / "recipe.yaml", dump(comparison))
     _refuse(base, comparison)
+    if any(map(learns, comparison.rungs)):
+        keep(base, out, voice.say, lambda: stop.check("sampling"))
     for warning in base.parts.warnings:
         voice.say(f"note: {warning}")
     return Bench(comparison, out, base, fingerprint(base.model), stop, voice, time.perf_counter() - begun)
@@ -107,21 +115,27 @@ def _refuse(base: Prepared, comparison: Comparison) -> None:
     """What cannot be carried out is said before anything is computed."""
     if any(len(rung.rates) > 1 for rung in comparison.rungs):
         on_dev(base, comparison.search.rows)
+    for rung in comparison.rungs:
+        check_recipe(rung if reads(comparison.shared) else heard(rung))
     names, picture = [metric.name for metric in metrics_of(base)], comparison.picture
     if picture is not None and picture.metric and picture.metric not in names:
         raise RecipeError(f"picture.metric: {unknown('metric of this task', picture.metric, names)}")
 
 
+def _heard(shared: Recipe) -> Recipe:
+    return shared if reads(shared) else heard(shared)
+
+
 def settled(comparison: Comparison) -> Comparison:
     """Files by their full path, so that the resolved recipe means the same anywhere."""
-    rungs = tuple(_absolute(rung) for rung in comparison.rungs)
+    rungs = tuple(_absolute(rung, comparison.rungs) for rung in comparison.rungs)
     return replace(comparison, shared=absolute(comparison.shared), rungs=rungs)
 
 
-def _absolute(rung: Rung) -> Rung:
+def _absolute(rung: Rung, others: Sequence[Rung]) -> Rung:
     found = absolute(rung)
     assert isinstance(found, Rung)
-    return found
+    return replace(found, rewards=rung.rewards) if teachers(rung, others) else found
 
 
 def _resolved(rung: Rung, shared: Recipe, settled: Recipe) -> Rung:
@@ -159,10 +173,9 @@ def _carried(bench: Bench, rung: Rung) -> dict[str, Any]:
     """What came of a rung, or why nothing did. It starts from the base that all start from."""
     begun = time.perf_counter()
     if not same_base(fingerprint(bench.base.model), bench.stamp):
-        bench.base = replace(bench.base, model=prepare(bench.comparison.shared).model)
-    given = inputs(bench, rung)
+        bench.base = replace(bench.base, model=prepare(_heard(bench.comparison.shared), bench.out).model)
     try:
-        found = carry_rung(bench, rung, given)
+        found = carry_rung(bench, rung, inputs(bench, rung))
     except FAILS as error:
         bench.voice.say(f"{rung.name} failed: {error}")
         found = {"failed": str(error)}
@@ -172,16 +185,24 @@ def _carried(bench: Bench, rung: Rung) -> dict[str, Any]:
 def inputs(bench: Bench, rung: Rung) -> Prepared:
     """What a rung reads: the shared rows and ids, or its own where it changes data or task; always the shared base.
 
-    Raises RecipeError where its dev or test rows would be others.
+    A rung that trains a reward is asked nothing that the others are; it has rows, and a model, of its own.
+
+    Raises DataError where its dev or test rows would be others, and what of it does not fit otherwise.
     """
-    shared = bench.comparison.shared
-    if (rung.data, rung.task, rung.objective) == (shared.data, shared.task, shared.objective):
-        return replace(bench.base, recipe=rung)
-    own = replace(prepare(rung), model=bench.base.model)
+    shared, seed, base = bench.comparison.shared, bench.comparison.seeds[0], bench.base
+    named = teachers(rung, bench.comparison.rungs)
+    rung = taught(rung, {each.name: bench.folder(each) / f"seed-{seed}" / "adapter" for each in named})
+    if stands_apart(rung, shared):
+        return prepare(heard(replace(rung, task=replace(rung.task, metrics=()))), bench.out)
+    own = replace(base, recipe=rung)
+    if (rung.data, rung.task, rung.objective) != (shared.data, shared.task, shared.objective):
+        own = replace(prepare(heard(rung), bench.out), model=base.model)
     for name in ("dev", "test"):
-        if getattr(own.parts, name).rows != getattr(bench.base.parts, name).rows:
-            raise RecipeError(f"Rung {rung.name} has other {name} rows than the rest; all must be asked the same.")
-    return own
+        if getattr(own.parts, name).rows != getattr(base.parts, name).rows:
+            raise DataError(f"Rung {rung.name} has other {name} rows than the rest; all must be asked the same.")
+    if own.rolled is None or base.rolled is None:
+        return own
+    return replace(own, rolled=replace(own.rolled, reward=Weighted(rung.rewards), measured=base.rolled.reward))
 
 
 def carry_rung(bench: Bench, rung: Rung, given: Prepared) -> dict[str, Any]:
@@ -246,11 +267,12 @@ def _search(bench: Bench, rung: Rung, given: Prepared) -> Searched:
     dev, folder = on_dev(given, bench.comparison.search.rows), bench.folder(rung) / "trials"
     folder.mkdir(exist_ok=True)
     metric = metrics_of(dev)[0]
+    before = measure(dev, dev.model.eval(), bench.told).task.answers if _compares(dev) else ()
 
     def attempt(number: int, rate: float, steps: int) -> Trial:
         path = folder / f"{number}-{rate!r}.json"
         if not path.exists():
-            trial = _trial(bench, _set(dev, rate, bench.comparison.seeds[0], steps), folder)
+            trial = _trial(bench, _set(dev, rate, bench.comparison.seeds[0], steps), folder, before)
             shown = trial.failed if trial.score is None else f"{metric.name} {trial.score:.3f} on dev"
             bench.voice.say(f"{rung.name}: rate {rate:g}, {steps} steps: {shown}")
             note(path, vars(trial))
@@ -260,14 +282,24 @@ def _search(bench: Bench, rung: Rung, given: Prepared) -> Searched:
     return halve(rung.rates, steps, given_search, metric.higher_is_better, attempt, by_loss=chooses(dev))
 
 
-def _trial(bench: Bench, given: Prepared, folder: Path) -> Trial:
+def _compares(given: Prepared) -> bool:
+    """Whether held-out comparisons are asked about, of which a policy is held against what the base says."""
+    return bool(given.pairs and given.pairs.test) and given.head is None
+
+
+def _stamp(bench: Bench, given: Prepared) -> dict[str, str]:
+    """The fingerprint of the model that is lent: the shared base's, but for a rung that has one of its own."""
+    return bench.stamp if given.model is bench.base.model else fingerprint(given.model)
+
+
+def _trial(bench: Bench, given: Prepared, folder: Path, before: Sequence[Output]) -> Trial:
     """A pure function of the recipe, the method, the rate and the seed; `given` holds no row of test."""
     begun, training = time.perf_counter(), given.recipe.training
     log = RunFolder(folder, -1).log
     log.unlink(missing_ok=True)
     try:
-        with borrowed(given, bench.stamp) as (changed, model):
-            spent, changed = _train(bench, changed, model, folder, resumable=False)
+        with borrowed(given, _stamp(bench, given)) as (changed, model):
+            spent, changed = _train(bench, changed, model, folder, before, resumable=False)
             bench.stop.check("a trial")
             answers = measure(changed, for_answering(model, changed), bench.told)
     except TrainingError as error:
@@ -285,23 +317,32 @@ def _in_full(bench: Bench, given: Prepared, folder: Path) -> dict[str, Any]:
     """Trained to the last step, saved, and asked what the base was asked."""
     folder.mkdir(parents=True, exist_ok=True)
     training = given.recipe.training
-    with borrowed(given, bench.stamp) as (changed, model):
+    stamp = _stamp(bench, given)
+    before = from_json(carry_base(bench)["answers"]).task.answers if _compares(given) else ()
+    with borrowed(given, stamp) as (changed, model):
         counts = parameters(model)
-        spent, changed = _train(bench, changed, model, folder, resumable=True)
+        spent, changed = _train(bench, changed, model, folder, before, resumable=True)
         begun = time.perf_counter()
-        save_adapter(model, changed.recipe.method, folder / "adapter", facts_of(changed, bench.stamp))
+        save_adapter(model, changed.recipe.method, folder / "adapter", facts_of(changed, stamp))
         saving = time.perf_counter() - begun
         counts["kept_parameters"] = parameters(model)["trainable_parameters"]
         asked = _asked(bench, changed, for_answering(model, changed))
-        shown = learned(changed, model)
+        apart = stands_apart(changed.recipe, bench.comparison.shared)
+        shown = _right(changed, asked) if apart else learned(changed, model)
     artifact = {**artifact_of(folder / "adapter"), "path": str((folder / "adapter").relative_to(bench.out))}
     found = _seed(training.seed, spent, training.steps, counts, artifact, asked)
     return {**found, "learned": shown, "saving_seconds": saving, "log": list(_lines(RunFolder(folder, -1).log))}
 
 
-def _train(bench: Bench, given: Prepared, model: nn.Module, folder: Path, resumable: bool) -> tuple[Spent, Prepared]:
-    """To the last step; then what only training needed is dropped, and what is chosen on dev is chosen."""
+def _train(
+    bench: Bench, given: Prepared, model: nn.Module, folder: Path, before: Sequence[Output], resumable: bool
+) -> tuple[Spent, Prepared]:
+    """To the last step; then what only training needed is dropped, and what is chosen on dev is chosen.
+
+    before: what the base said of held-out comparisons.
+    """
     run, steps = RunFolder(folder, -1), given.recipe.training.steps
+    given = ready(given, model, before, run, bench.stamp)
     with ExitStack() as stack:
         listening = stack.enter_context(listening_trackers(given, run)) if resumable else ()
         spent = train(
@@ -317,11 +358,19 @@ def _asked(bench: Bench, given: Prepared, model: nn.Module) -> dict[str, Any]:
         given, recipe=replace(given.recipe, evaluation=replace(given.recipe.evaluation, forgetting=False))
     )
     begun = time.perf_counter()  # forgetting first: whoever is asked first would also pay for the warming up
-    rest = general(given, model, bench.told) if given.recipe.evaluation.forgetting else ((), ())
+    writes = given.recipe.evaluation.forgetting and given.head is None
+    rest = general(given, model, bench.told) if writes else ((), (), ())
     middle = time.perf_counter()
     answers = Answers(measure(plainly, model, bench.told).task, *rest)
     end = time.perf_counter()
     return {"answers": answers.json(), "task_seconds": end - middle, "forgetting_seconds": middle - begun}
+
+
+def _right(given: Prepared, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rung that scores texts is right in, as it stands among what was learned."""
+    how = given.recipe.evaluation
+    found = scores(metrics_of(given), from_json(asked["answers"]).task, how.draws, how.seed)
+    return {"Held-out rows": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in found.items()}}
 
 
 def _seed(

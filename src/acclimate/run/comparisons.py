@@ -100,6 +100,18 @@ def graded(path: Path, points: Sequence[str]) -> tuple[Answered, ...]:
     return (Answered(path.stem, tuple(made)),)
 
 
+def prompts(path: Path) -> tuple[Example, ...]:
+    """Rows of prompt, as questions without an answer."""
+    made = []
+    for where, row in _rows(path):
+        try:
+            asked = text(needed(row, "prompt", "prompt"), "prompt")
+        except Refused as refusal:
+            raise DataError(refusal.at(where).message) from None
+        made.append(Example(asked, fields={"prompt": asked}, where=where))
+    return tuple(made)
+
+
 def systems(folders: Sequence[Path]) -> tuple[Answered, ...]:
     """What each run's result answered to its test rows; of a single run, what its base answered as well.
 

@@ -55,8 +55,13 @@ def on_dev(prepared: Prepared, rows: int) -> Prepared:
             f"The search has no dev rows: {len(dev.rows)} are given and {len(shared)} of their prompts are in test as well. "
             "Give data.dev other rows, or leave it empty to hold some of the training rows out."
         )
+    pairs = prepared.pairs
+    if pairs and pairs.test:  # what is asked about are comparisons
+        asked_of = {row.where: row for row in pairs.dev}
+        chosen = tuple(row for row in chosen if row.where in asked_of)
+        pairs = replace(pairs, test=tuple(asked_of[row.where] for row in chosen))
     places = set() if chooses(prepared) else {row.where for row in chosen}
     part, fitted = replace(dev, rows=chosen), [row for row in prepared.dev.rows if row.where in places]
     recipe = replace(prepared.recipe, evaluation=replace(prepared.recipe.evaluation, forgetting=False))
     parts = replace(prepared.parts, dev=part, test=part)
-    return replace(prepared, recipe=recipe, parts=parts, dev=prepared.dev._replace(rows=fitted))
+    return replace(prepared, recipe=recipe, parts=parts, pairs=pairs, dev=prepared.dev._replace(rows=fitted))

@@ -15,6 +15,7 @@ from acclimate.models.heads import TaskModel, trunk_with_heads
 from acclimate.models.load import Loaded
 from acclimate.objectives import Spans
 from acclimate.recipe import Recipe
+from acclimate.run.rollouts import rolls
 from acclimate.run.tasks import HeadTask
 from acclimate.tokens.codec import Codec
 from acclimate.tokens.feedback import SegmentReader
@@ -46,14 +47,17 @@ class SegmentTask(HeadTask):
 
 
 def marks(recipe: Recipe, rows: Sequence[Any]) -> bool:
-    """Whether the rows are completions with marked spans. RecipeError where the objective is for others."""
+    """Whether marked spans are learned from. RecipeError where the objective is for other rows.
+
+    Of any row an objective on rollouts asks the prompt alone.
+    """
     marked, spans = isinstance(rows[0], Feedback), isinstance(recipe.objective, Spans)
-    if marked != spans:
+    if marked != spans and not rolls(recipe):
         kind = type(rows[0]).__name__
         raise RecipeError(
             f"{recipe.data.train} holds rows of kind {kind}; objective spans is for rows of kind Feedback, and they for it."
         )
-    return marked
+    return spans
 
 
 def with_head(

@@ -30,7 +30,7 @@ from acclimate.rewards.watch import alarms
 from acclimate.run.beside import bound
 from acclimate.run.measure import Answers
 from acclimate.run.prepare import Prepared
-from acclimate.run.rollouts import Rolled
+from acclimate.run.rollouts import Rolled, rolls
 from acclimate.tokens.schedule import epochs, passes, plan
 from acclimate.training.checkpoint import clean, load, newest, save
 from acclimate.training.folder import RunFolder
@@ -47,15 +47,16 @@ def ready(prepared: Prepared, model: nn.Module) -> Prepared:
     rolled, codec = prepared.rolled, replace(prepared.codec, front=(), back=())
     if rolled is None or rolled.originals is not None:
         return prepared
-    judge = rolled.judge and bound(rolled.judge, model, codec)
+    others = {name: getattr(rolled, name) for name in ("judge", "measured")}
+    others = {name: given and bound(given, model, codec) for name, given in others.items()}
     reward = bound(rolled.reward, model, codec)
-    return replace(prepared, rolled=replace(rolled, originals=snapshot(model), reward=reward, judge=judge))
+    return replace(prepared, rolled=replace(rolled, originals=snapshot(model), reward=reward, **others))
 
 
 def opened(prepared: Prepared, model: nn.Module) -> Prepared:
     """`ready`, and the model with a value head where the objective has one."""
     prepared = ready(prepared, model)
-    if prepared.rolled and prepared.recipe.objective.valued:
+    if rolls(prepared.recipe) and prepared.recipe.objective.valued:
         add_value_head(model)
     return prepared
 
@@ -224,7 +225,7 @@ def history(log: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, fl
 def facts(prepared: Prepared, run: RunFolder, base: Answers, result: Answers) -> dict[str, Any]:
     """The `rollouts` entry of a report: every iteration, doubts, and KL and length of held-out completions."""
     given, how = prepared.recipe.evaluation, prepared.recipe.rollouts
-    if prepared.rolled is None:
+    if not rolls(prepared.recipe):
         return {}
     seen = history([json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()], how.updates)
 

@@ -169,7 +169,10 @@ def agreement(heard: Heard, bench: Bench) -> Table:
 
 
 def _against_people(both: Sequence[tuple[v.Verdict, Example]], bench: Bench) -> Table:
-    """decided: accuracy where the judge names a winner. averaged: accuracy of the scores' mean over both orders."""
+    """decided: accuracy where the judge names a winner. averaged: accuracy of the scores' mean over both orders.
+
+    first_position, flips: how much of it was the order, as of all comparisons.
+    """
     accuracy, metrics = Accuracy(v.SIDES), (Accuracy(v.SIDES), TieDiscounted(v.SIDES), CohenKappa(v.SIDES))
     said = [(Output(verdict.winner), example) for verdict, example in both]
     averaged = [(Output(verdict.averaged), example) for verdict, example in both if verdict.averaged]
@@ -178,6 +181,8 @@ def _against_people(both: Sequence[tuple[v.Verdict, Example]], bench: Bench) -> 
         **{m.name: bench.score(m, [m.row(o, e) for o, e in said]) for m in metrics},
         "decided": bench.score(accuracy, [accuracy.row(o, e) for o, e in said if o.text != TIE]),
         "averaged": bench.score(accuracy, [accuracy.row(o, e) for o, e in averaged]),
+        "first_position": bench.score(v.Share(), v.rows_of([verdict for verdict, _ in both], v.first_shown)),
+        "flips": bench.score(v.Share(), v.flipped([verdict for verdict, _ in both])),
     }
 
 
@@ -213,7 +218,16 @@ def ranked(contests: Sequence[Contest], heard: Heard, bench: Bench) -> Table:
         rows.append({"first": contest.first, "second": contest.second, **judged(mine, bench)})
         i, j = names.index(contest.first), names.index(contest.second)
         wins[:, i, j], wins[:, j, i] = _points(mine)
-    return {"contests": rows, **_order(names, wins, bench)}
+    return {"contests": rows, "mean_win_rate": _win_rates(names, wins, bench), **_order(names, wins, bench)}
+
+
+def _win_rates(names: Sequence[str], wins: Any, bench: Bench) -> Table:
+    """Of each system's comparisons with all the others, the share that it wins, a tie half; wins: (n, k, k)."""
+    met = wins + wins.transpose(0, 2, 1)
+    return {
+        name: bench.score(v.Share(), np.stack([wins[:, i].sum(-1), met[:, i].sum(-1)], axis=-1))
+        for i, name in enumerate(names)
+    }
 
 
 def _points(heard: Heard) -> Any:

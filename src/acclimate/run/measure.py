@@ -1,7 +1,7 @@
 """The same questions to the base and to the result: identical prompts, seeds and decoding."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from acclimate.data.template import Template
 from acclimate.errors import DataError
 from acclimate.evaluation import preferences, rollouts
 from acclimate.evaluation.evaluate import Measured, kinds, rows_of
-from acclimate.evaluation.general import instructions, texts
+from acclimate.evaluation.general import OPEN, WORDS, instructions, texts
 from acclimate.evaluation.predictor import Choose, Generate, Likelihood, Predictor
 from acclimate.metrics import choose
 from acclimate.metrics.labels import ExactMatch
@@ -24,6 +24,7 @@ from acclimate.run import reference, tasks
 from acclimate.run.beside import lent
 from acclimate.run.feedback import SegmentTask
 from acclimate.run.prepare import Prepared
+from acclimate.run.rollouts import prompts as asked_of
 from acclimate.tokens.codec import Codec
 
 Tick = Callable[[int], None]
@@ -37,6 +38,7 @@ class Answers:
     task: Measured
     texts: tuple[tuple[float, ...], ...]  # rows of perplexity
     instructions: tuple[tuple[float, ...], ...]  # rows of exact match
+    said: tuple[str, ...] = ()  # answers to `general.OPEN`
 
     def json(self) -> dict[str, Any]:
         """Plain tables and lists, from which `from_json` makes the same answers."""
@@ -53,17 +55,18 @@ def from_json(table: Mapping[str, Any]) -> Answers:
         for kind, listed in table["task"]["outputs"].items()
     }
     rows = {name: tuple(map(tuple, listed)) for name, listed in table["task"]["rows"].items()}
-    return Answers(Measured(outputs, rows), tuple(map(tuple, table["texts"])), tuple(map(tuple, table["instructions"])))
+    prose, right = (tuple(map(tuple, table[name])) for name in ("texts", "instructions"))
+    return Answers(Measured(outputs, rows), prose, right, tuple(table.get("said", ())))
 
 
 def metrics_of(prepared: Prepared) -> tuple[Metric, ...]:
     """The recipe's metrics, or those that suit the task."""
+    if prepared.rolled:
+        return rollouts.choose(prepared.recipe.task.metrics, bool(prepared.rolled.judge))
     if prepared.pairs:
         return preferences.choose(prepared.recipe.task.metrics, prepared.parts.test.rows, writes=prepared.head is None)
     if isinstance(prepared.head, SegmentTask):
         return prepared.head.metrics(prepared.recipe.task.metrics, prepared.parts.test.rows)
-    if prepared.rolled:
-        return rollouts.choose(prepared.recipe.task.metrics)
     labels = prepared.recipe.task.labels
     names = prepared.recipe.task.metrics or _default(prepared)
     return choose(names, labels or None)
@@ -88,10 +91,10 @@ def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
     examples = prepared.parts.test.rows
     metrics = metrics_of(prepared)
     asked = {}
-    if prepared.pairs:
-        asked = {"number": reference.answering(prepared, model)(examples, told("evaluation (rewards)", len(examples)))}
     if prepared.rolled:
-        asked = {"text": _rewarded(prepared, model, told("evaluation (rollouts)", len(examples)))}
+        asked = {"text": written(prepared, model, told("evaluation (rollouts)", len(examples)))}
+    elif prepared.pairs:
+        asked = {"number": reference.answering(prepared, model)(examples, told("evaluation (rewards)", len(examples)))}
     for kind in kinds(metrics, prepared.recipe.task.labels) if not asked else ():
         reader, given = prepared.codec, prepared.recipe
         predictor = predictor_for(
@@ -104,14 +107,24 @@ def measure(prepared: Prepared, model: nn.Module, told: Told) -> Answers:
     return Answers(measured, *general(prepared, model, told))
 
 
-def _rewarded(prepared: Prepared, model: nn.Module, tick: Tick) -> list[Output]:
-    """The held-out completions, scored. Rewards that are models lie beside the policy already once it has its method."""
-    rolled, given = prepared.rolled, prepared.recipe
+def written(prepared: Prepared, model: nn.Module, tick: Tick | None, n: int = 1, seed: int = 0) -> list[Output]:
+    """The completions of the test rows, scored; of n each the best by the recipe's reward.
+
+    Rewards that are models lie beside the policy already once it has its method; beside the base for as long as they are
+    asked.
+    """
+    rolled, given, rows, codec = prepared.rolled, prepared.recipe, prepared.parts.test.rows, prepared.codec
     assert rolled is not None
-    kept, codec = rolled.originals, prepared.codec
-    with lent(rolled.reward, model, codec) if kept is None else nullcontext(rolled.reward) as reward:
-        asked = rollouts.Rewarded(model, rolled.test, reward, given.rollouts, codec, given.evaluation.seed, kept)
-        return asked(prepared.parts.test.rows, tick)
+    prompts, _ = asked_of(given, rows, prepared.template, codec, prepared.context)
+    with ExitStack() as stack:
+        picks, reward, judge = (
+            each and (each if rolled.originals is not None else stack.enter_context(lent(each, model, codec)))
+            for each in (rolled.reward if n > 1 else None, rolled.measured or rolled.reward, rolled.judge)
+        )
+        assert reward is not None
+        seed += given.evaluation.seed
+        made = rollouts.Rewarded(model, prompts, reward, given.rollouts, codec, seed, rolled.originals, judge, n, picks)
+        return made(rows, tick)
 
 
 def _questions(rows: Sequence[Any], kind: str) -> Sequence[Any]:
@@ -150,8 +163,8 @@ def predictor_for(
     )
 
 
-def general(prepared: Prepared, model: nn.Module, told: Told) -> tuple[Any, Any]:
-    """Perplexity on ordinary prose, and the right one of four answers to general questions."""
+def general(prepared: Prepared, model: nn.Module, told: Told) -> tuple[Any, Any, tuple[str, ...]]:
+    """Perplexity on ordinary prose, the right one of four answers to general questions, and a few free answers."""
     reader, context = prepared.codec, prepared.context
     template = Template(chat=reader.chat() if reader.has_chat else None, end=reader.eos_text)
     written: Sequence[Document] = texts()
@@ -160,4 +173,6 @@ def general(prepared: Prepared, model: nn.Module, told: Told) -> tuple[Any, Any]
     questions = [Example(q.prompt, q.answer, fields={"choices": q.choices}, where=q.where) for q in instructions()]
     chosen = Choose(model, reader, template, (), context)(questions, told("forgetting (questions)", len(questions)))
     right = tuple(ExactMatch().row(output, example) for output, example in zip(chosen, questions, strict=True))
-    return perplexity, right
+    asked = [Example(prompt, fields={"prompt": prompt}) for prompt in OPEN]
+    said = Generate(model, reader, template, context, WORDS)(asked, told("forgetting (answers)", len(asked)))
+    return perplexity, right, tuple(output.text for output in said)

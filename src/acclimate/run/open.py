@@ -1,5 +1,6 @@
 """A model, with or without an adapter, ready to answer: for every verb that does not train."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,13 @@ def open_model(name: str, adapter: Path | None = None, precision: Precision = "a
     heads: whether the adapter may bring a task head; the model is then a `TaskModel`, which answers but writes nothing.
     """
     where = device()
-    brought = _brought(adapter)
+    brought = brought_by(adapter)
     if brought and not heads:
         raise UsageError(
             f"{adapter} brings a task head, which writes and scores no text; ask it with acclimate evaluate."
         )
     loaded = load(name, dtype=choose(precision, where), task="encoder" if brought else "lm")
-    pooler = any(shape.pool == "pooler" and shape.whole for shape in brought.values())
-    model: Any = trunk_with_heads(loaded, pooler) if brought else loaded.model
+    model: Any = trunk_with_heads(loaded, pooled(brought)) if brought else loaded.model
     model.to(where)
     codec = codec_of(loaded)
     facts: dict[str, Any] = {}
@@ -63,10 +63,15 @@ def open_model(name: str, adapter: Path | None = None, precision: Precision = "a
     return Opened(model.eval(), codec, context_of(model), facts)
 
 
-def _brought(adapter: Path | None) -> dict[str, Shape]:
-    """The task heads that an adapter brings."""
+def brought_by(adapter: Path | None) -> dict[str, Shape]:
+    """The task heads that an adapter brings, by task."""
     said = adapter / FACTS if adapter is not None else None
     return shapes(read_facts(said), adapter) if adapter is not None and said is not None and said.is_file() else {}
+
+
+def pooled(heads: Mapping[str, Shape]) -> bool:
+    """Whether one of the heads looks through the encoder's own pooler."""
+    return any(shape.pool == "pooler" and shape.whole for shape in heads.values())
 
 
 def _same_text(codec: Codec, facts: dict[str, Any], adapter: Path) -> None:

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acclimate.errors import RecipeError
 from acclimate.methods.delta import trainable
 from acclimate.models.logprobs import ROWS_AT_ONCE
+from acclimate.objectives import LM
 from acclimate.recipe import Recipe
-from acclimate.run import reference
+from acclimate.run import iterations, reference
 from acclimate.run.carry import installed
+from acclimate.run.imagined import ASSUMED, imagined, loss, updates
 from acclimate.run.prepare import Prepared, prepare
 from acclimate.run.rollouts import rolls
+from acclimate.run.sampled import learns
 from acclimate.run.train import collated, recompute
 from acclimate.tokens.schedule import passes, plan
 
@@ -42,10 +44,12 @@ class Forecast:
     program: int
     weights: int
     optimizer: int
+    paged: int  # of the optimizer, in a file
     activations: int
     logits: int
     memory: int
     seconds: float
+    assumed: str = ""
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -61,32 +65,34 @@ class Forecast:
             f"steps: {self.steps:,}, tokens: {self.tokens:,}, of them scored: {self.scored_tokens:,}",
             f"trainable parameters: {self.trainable_parameters:,} of {self.total_parameters:,}",
             f"memory: about {self.memory / MB:,.0f} MB ({', '.join(f'{n} {b / MB:,.0f}' for n, b in parts.items())})",
+            *([f"paged: {self.paged / MB:,.0f} MB of the optimizer's states, in a file"] if self.paged else []),
             f"time: about {self.seconds / 60:.1f} minutes of training on this machine, evaluation before and after besides",
+            *([self.assumed] if self.assumed else []),
         ]
 
 
 def predict(recipe: Recipe) -> Forecast:
     """The forecast for a recipe on this machine. The model is loaded; its step is only traced, without numbers."""
-    if rolls(recipe):
-        raise RecipeError("There is no forecast of objectives on rollouts: what they read depends on what they write.")
-    bare = prepare(recipe)
+    bare = imagined(prepare(recipe))
     speed, on_cpu = _forward_rate(bare), not torch.cuda.is_available()
     program = _resident() - _bytes(bare.model) if on_cpu else 0
     prepared, model = installed(bare)
+    prepared = iterations.opened(imagined(prepared), model)
     given, rows = prepared.recipe.training, prepared.train.rows
     sizes = [row.size for row in rows]
-    steps = plan(sizes, given.tokens_per_step, given.steps, given.seed)
+    steps = updates(prepared) if rolls(recipe) else plan(sizes, given.tokens_per_step, given.steps, given.seed)
     cut = [part for step in steps for part in passes(step, sizes, given.tokens_per_pass)]
     heaviest = max(cut, key=lambda part: (sum(sizes[i] for i in part), max(sizes[i] for i in part)))
     tokens = sum(sizes[i] for step in steps for i in step)
     opened = trainable(model)
     kept = _saved(prepared, model, heaviest)
-    weights = _bytes(model)
+    weights = _bytes(model) + _copied(prepared)
     counted = sum(p.numel() for p in opened.values())
     scored = max(sum(sum(rows[i].scored) for i in part) for part in cut)
     wide = prepared.head.shape.width if prepared.head else int(prepared.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     logits = 3 * 4 * min(scored, ROWS_AT_ONCE) * wide
-    optimizer = 3 * 4 * counted
+    paged = 2 * 4 * counted if given.paged else 0
+    optimizer = 3 * 4 * counted - paged
     work = 3.2 if counted > weights / 20 else 2.7
     return Forecast(
         steps=given.steps,
@@ -98,17 +104,30 @@ def predict(recipe: Recipe) -> Forecast:
         program=program,
         weights=weights,
         optimizer=optimizer,
+        paged=paged,
         activations=kept,
         logits=logits,
         memory=int(program + weights + optimizer + logits + (HOLES if on_cpu else 1.1) * kept),
-        seconds=work * tokens / speed,
+        seconds=(work * tokens + _asked(prepared, tokens)) / speed,
+        assumed=ASSUMED if rolls(recipe) or learns(recipe) else "",
     )
+
+
+def _copied(prepared: Prepared) -> int:
+    """Bytes of the base tensors that a run on rollouts keeps as they were."""
+    kept = prepared.rolled.originals if prepared.rolled else None
+    return sum(tensor.nbytes for tensor in (kept or {}).values())
+
+
+def _asked(prepared: Prepared, tokens: int) -> float:
+    """Tokens of the completions of rollouts that policy and reference are asked about before anything is learned."""
+    return 2 * tokens / prepared.recipe.rollouts.epochs if rolls(prepared.recipe) else 0.0
 
 
 def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
     """Bytes that the backward pass of one pass over `part` needs kept, counted on tensors without content."""
     rows = prepared.train.rows
-    model.train()
+    model.train(not rolls(prepared.recipe))
     batch = collated(prepared, model, [rows[i] for i in part], part)
     if prepared.recipe.training.checkpointing:
         recompute(model)
@@ -119,7 +138,11 @@ def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
         own = _hollow(model, mode)
         moved: dict[str, Any] = {k: mode.from_tensor(v) for k, v in vars(batch).items() if isinstance(v, Tensor)}
         with _counting(found, own), _NothingStrange():  # type: ignore[no-untyped-call]
-            prepared.objective(model, replace(batch, **moved))
+            hollow = replace(batch, **moved)
+            if rolls(prepared.recipe):
+                loss(prepared.objective, model, hollow)
+            else:
+                prepared.objective(model, hollow)
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
@@ -175,7 +198,7 @@ def _forward_rate(prepared: Prepared) -> float:
     best = float("inf")
     for _ in range(2):
         begun = time.perf_counter()
-        prepared.objective(prepared.model, batch)
+        (LM() if rolls(prepared.recipe) else prepared.objective)(prepared.model, batch)
         best = min(best, time.perf_counter() - begun)
     return sum(row.size for row in rows) / best
 

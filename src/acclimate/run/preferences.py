@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from acclimate.data.examples import Conversation, Example, Message, Preference, Ranking
+from acclimate.data.examples import Conversation, Example, Feedback, Message, Preference, Ranking
 from acclimate.data.template import Template
 from acclimate.errors import DataError, RecipeError
 from acclimate.models.heads import TaskModel, best_pool, trunk_with_heads
 from acclimate.models.load import Loaded
 from acclimate.objectives import GRPO, KTO, LM, OBJECTIVES, PPO, RLOO, PreferredFT, Reward, SequenceLM, Spans
 from acclimate.recipe import Recipe, Task
+from acclimate.run.parts import Parts
+from acclimate.run.rollouts import rolls
 from acclimate.run.tasks import HeadTask
 from acclimate.tokens.codec import Codec, Encoded
 from acclimate.tokens.pairs import Compared, compared, dressed, fit_pairs, reading, with_others
@@ -30,7 +32,12 @@ class Comparisons:
 
 
 def compares(recipe: Recipe, rows: Sequence[Any]) -> bool:
-    """Whether the rows are comparisons. RecipeError where the objective is for others."""
+    """Whether the rows are learned from as comparisons. RecipeError where the objective is for others.
+
+    Of any row an objective on rollouts asks the prompt alone.
+    """
+    if rolls(recipe):
+        return False
     judged = isinstance(rows[0], Preference | Ranking)
     if judged == (not isinstance(recipe.objective, TEXTS)):
         return judged
@@ -59,7 +66,23 @@ def check_recipe(recipe: Recipe, loaded: Loaded) -> None:
         raise RecipeError(odd)
 
 
-def stand_in(rows: Sequence[Preference | Ranking]) -> Conversation | Example:
+def check_parts(found: Parts, names: Sequence[str]) -> None:
+    """RecipeError where a part that is learned from or asked about as comparisons holds something else."""
+    for name in names:
+        odd = next((row for row in getattr(found, name).rows if not isinstance(row, Preference | Ranking)), None)
+        if odd is not None:
+            raise RecipeError(
+                f"data.{name}: {odd.where} is of kind {type(odd).__name__}, and comparisons are learned from. Give "
+                "comparisons; or for test prompts, with `rewards` that score what is written."
+            )
+
+
+def first(rows: Sequence[Any]) -> Any:
+    """The first row, or what stands for it where rows are comparisons or marked."""
+    return stand_in(rows) if isinstance(rows[0], Preference | Ranking | Feedback) else rows[0]
+
+
+def stand_in(rows: Sequence[Preference | Ranking | Feedback]) -> Conversation | Example:
     """A row that needs a chat format if one of `rows` does: where a prompt has several turns."""
     talks = next((row for row in rows if [m.role for m in row.prompt] != ["user"]), None)
     return Example("") if talks is None else Conversation((*talks.prompt, Message("assistant", "")), talks.where)

@@ -1,6 +1,7 @@
 """Everything a run needs before it trains: rows read and split, the model loaded, the text rendered into ids."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from acclimate.methods.soft import soft_of
 from acclimate.models.load import Loaded, load, terminators
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.models.precision import Precision, choose, device
-from acclimate.objectives import Reward
+from acclimate.objectives import KTO, Reward
 from acclimate.recipe import Data, Recipe, Task
-from acclimate.run import feedback, preferences, rollouts, tasks
+from acclimate.run import feedback, preferences, rollouts, sampled, tasks
 from acclimate.run.parts import Part, Parts, parts
 from acclimate.tokens.codec import Codec, Encoded, codec, refuse_control_tokens
+from acclimate.tokens.pairs import with_others
 from acclimate.tokens.truncate import Fitted, fit_rows
 from acclimate.training.fit import Objective
 
@@ -39,7 +41,7 @@ class Prepared:
     dev: Fitted
     head: tasks.HeadTask | None = None  # what answers, where the model does not write
     pairs: preferences.Comparisons | None = None  # the rows as ids, where they compare completions
-    rolled: rollouts.Rolled | None = None  # the rows as prompts, where the model learns from its own completions
+    rolled: rollouts.Rolled | None = None  # what scores completions, where the model's own are scored
 
     @property
     def objective(self) -> Objective:
@@ -47,57 +49,90 @@ class Prepared:
         return self.head.objective if self.head else self.recipe.objective
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Data first (its mistakes are found in seconds), then the model, then every row as ids."""
+def prepare(recipe: Recipe, folder: Path | None = None) -> Prepared:
+    """Data first (its mistakes are found in seconds), then the model, then every row as ids.
+
+    folder: where comparisons of the model's own completions are kept, if they are what is learned from. As long as there
+    are none, the result can write them and no more.
+    """
     compiled(recipe.task.template)
     rollouts.check_recipe(recipe)
     found = parts(recipe.data, recipe.task)
-    where = device()
-    dtype = choose(recipe.training.precision, where)
+    dtype = choose(recipe.training.precision, device())
     if feedback.marks(recipe, found.train.rows):
         return _with_spans(recipe, found, load(recipe.model, dtype=dtype, task="encoder"))
+    if sampled.learns(recipe):
+        return _with_sampled(recipe, found, dtype, sampled.kept(folder))
     judged, reads = preferences.compares(recipe, found.train.rows), isinstance(recipe.objective, Reward)
     loaded = load(recipe.model, dtype=dtype, task="encoder" if recipe.task.head or reads else "lm")
     if judged:
         return _with_pairs(recipe, found, loaded)
+    rollouts.check_model(recipe, loaded)
     if tasks.wants_head(recipe.task, loaded):
         return _with_head(recipe, found, loaded)
-    rollouts.check_model(recipe, loaded)
     tasks.refuse_tags(found.train.rows)
-    loaded.model.to(where)  # type: ignore[arg-type]
-    reader = codec_of(loaded)
-    template, task = resolve_task(recipe.task, reader, found.train.rows[0])
-    context = context_of(loaded.model)
-    most = min(recipe.data.max_tokens or context, context)
-    recipe = replace(recipe, training=replace(recipe.training, precision=named(dtype)), task=task)
-    empty = Fitted([], [], [])
+    bare = _writer(recipe, found, loaded)
     if rollouts.rolls(recipe):
-        return with_rollouts(Prepared(recipe, found, loaded.model, reader, template, context, empty, empty))
-    train = encode_rows(found.train, template, reader, most, recipe.data)
-    dev = encode_rows(found.dev, template, reader, most, recipe.data)
+        return with_rollouts(bare)
+    most = min(recipe.data.max_tokens or bare.context, bare.context)
+    train = encode_rows(found.train, bare.template, bare.codec, most, recipe.data)
+    dev = encode_rows(found.dev, bare.template, bare.codec, most, recipe.data)
     if not train.rows:
         raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
-    return Prepared(recipe, found, loaded.model, reader, template, context, train, dev)
+    return replace(bare, train=train, dev=dev)
+
+
+def _writer(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
+    """A model that writes, and nothing yet to learn from."""
+    loaded.model.to(device())  # type: ignore[arg-type]
+    reader, context, empty = codec_of(loaded), context_of(loaded.model), Fitted([], [], [])
+    template, task = resolve_task(recipe.task, reader, preferences.first(found.train.rows))
+    training = replace(recipe.training, precision=named(loaded.model.dtype))
+    recipe = replace(recipe, training=training, task=task)
+    rolled = rollouts.scored(recipe) if recipe.rewards else None
+    return Prepared(recipe, found, loaded.model, reader, template, context, empty, empty, rolled=rolled)
 
 
 def with_rollouts(prepared: Prepared) -> Prepared:
-    """The same inputs with their rows as prompts, for the codec they have now."""
-    recipe, found, reader = prepared.recipe, prepared.parts, prepared.codec
-    rows = (found.train.rows, found.test.rows)
-    beside = _beside(recipe.data, prepared) if recipe.data.pretrain else ()
-    rolled, train = rollouts.rolled(recipe, rows, prepared.template, reader, prepared.context, beside)
-    if not train.rows:
+    """The same inputs with their rows as prompts to learn from, for the codec they have now."""
+    recipe, found, context = prepared.recipe, prepared.parts, prepared.context
+    assert prepared.rolled is not None
+    most, policy = min(recipe.data.max_tokens or context, context), recipe.data.truncation
+    asked, told = rollouts.prompts(recipe, found.train.rows, prepared.template, prepared.codec, most, policy)
+    if not asked:
         raise DataError(f"No prompt of {found.train.name} leaves room for a completion.")
-    return replace(prepared, rolled=rolled, train=train)
+    beside = tuple(_beside(recipe.data, prepared)) if recipe.data.pretrain else ()
+    return replace(prepared, rolled=replace(prepared.rolled, train=asked, pretrain=beside), train=told)
+
+
+def _with_sampled(recipe: Recipe, found: Parts, dtype: torch.dtype, rows: tuple[sampled.Ranked, ...]) -> Prepared:
+    """As `prepare`, for comparisons of the model's own completions; `rows` are those that are there already."""
+    if rows and rollouts.reads(recipe):
+        recipe = replace(recipe, task=replace(recipe.task, template=sampled.TEMPLATE))
+        return _with_pairs(recipe, sampled.as_parts(rows), load(recipe.model, dtype=dtype, task="encoder"))
+    loaded = load(recipe.model, dtype=dtype, task="lm")
+    preferences.check_recipe(recipe, loaded)
+    bare = _writer(recipe, found, loaded)
+    if not rows:
+        return bare
+    train, dev = (tuple(row.compared for row in sampled.of(rows, part)) for part in ("train", "dev"))
+    if isinstance(recipe.objective, KTO):
+        train, dev = (tuple(with_others(each, bare.context, bare.codec.kept)) if each else () for each in (train, dev))
+    return with_pairs(bare, preferences.Comparisons(train, dev, ()))
 
 
 def _beside(data: Data, prepared: Prepared) -> list[Encoded]:
-    """The ordinary text of PPO-ptx as ids; of a text that is too long its beginning."""
+    """The ordinary text of PPO-ptx as ids: the column `text`, where a row has one; of a long one its beginning."""
     table = read(resolve_data(data.pretrain), columns=data.columns)
     most = min(data.max_tokens or prepared.context, prepared.context)
-    part = Part(table.name, tuple(table.rows), table.sha256, {})
+    part = Part(table.name, tuple(map(_prose, table.rows)), table.sha256, {})
     data = replace(data, truncation="truncate-response")
     return encode_rows(part, prepared.template, prepared.codec, most, data).rows
+
+
+def _prose(row: Row) -> Row:
+    there = isinstance(row, Example) and isinstance(row.fields.get("text"), str)
+    return Document(row.fields["text"], row.where) if there else row  # type: ignore[union-attr]
 
 
 def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
@@ -106,7 +141,7 @@ def with_soft_tokens(prepared: Prepared, model: nn.Module) -> Prepared:
     if not (soft.front or soft.back):
         return prepared
     reader = replace(prepared.codec, front=soft.front, back=soft.back)
-    if prepared.rolled:
+    if rollouts.rolls(prepared.recipe):
         return with_rollouts(replace(prepared, codec=reader))
     if prepared.head and not prepared.pairs:
         return _read_again(prepared, reader)
@@ -150,6 +185,7 @@ def with_pairs(prepared: Prepared, pairs: preferences.Comparisons) -> Prepared:
 def _with_pairs(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
     """As `prepare`, for rows that compare completions: a policy learns from them, or a reward model."""
     preferences.check_recipe(recipe, loaded)
+    preferences.check_parts(found, ("train", "dev") if rollouts.writes(recipe) else ("train", "dev", "test"))
     objective, data, dtype = recipe.objective, recipe.data, loaded.model.dtype
     reads = isinstance(objective, Reward)
     reader = replace(codec_of(loaded), reads=False) if reads else codec_of(loaded)
@@ -166,10 +202,12 @@ def _with_pairs(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:
     )
     if not train[0]:
         raise DataError(f"No row of {found.train.name} fits into {most:,} tokens.")
-    test = preferences.encode_test(found.test.rows, template, reader, context)
+    rolled = rollouts.scored(recipe) if rollouts.writes(recipe) else None
+    test = () if rolled else preferences.encode_test(found.test.rows, template, reader, context)
     recipe = replace(recipe, training=replace(recipe.training, precision=named(dtype)), task=task)
     pairs = preferences.Comparisons(train[0], dev[0], test)
-    return with_pairs(Prepared(recipe, found, model, reader, template, context, train[1], dev[1], head), pairs)
+    made = Prepared(recipe, found, model, reader, template, context, train[1], dev[1], head, rolled=rolled)
+    return with_pairs(made, pairs)
 
 
 def _with_head(recipe: Recipe, found: Parts, loaded: Loaded) -> Prepared:

@@ -138,7 +138,7 @@ def with_reference(
         return prepared
     test = tuple(
         row._replace(reference=tuple(output.scores[f"log p {i}"] for i in range(1, len(row.rows) + 1)))
-        for row, output in zip(prepared.pairs.test, before, strict=True)
+        for row, output in zip(prepared.pairs.test, before[: len(prepared.pairs.test)], strict=True)
     )
     found = replace(prepared.pairs, test=test)
     if prepared.recipe.objective.against and not stands_still(model):

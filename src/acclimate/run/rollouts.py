@@ -1,4 +1,4 @@
-"""What a run on rollouts needs before it trains: a recipe that fits, and every row as a prompt."""
+"""What a run needs whose completions are scored: a recipe that fits, and every row as a prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +11,12 @@ from acclimate.data.template import Segment, Template, dialogue
 from acclimate.errors import DataError, RecipeError
 from acclimate.evaluation.predictor import bare, within
 from acclimate.models.load import Loaded
-from acclimate.objectives import GRPO, OBJECTIVES, PPO, RLOO
+from acclimate.objectives import GRPO, OBJECTIVES, PPO, RLOO, Spans
+from acclimate.objectives import Reward as RewardModel
 from acclimate.recipe import Recipe
 from acclimate.rewards.reward import Reward, Weighted
 from acclimate.rewards.rollout import Prompt, Rollouts
+from acclimate.run import sampled
 from acclimate.tokens.codec import Codec, Encoded, refuse_control_tokens
 from acclimate.tokens.truncate import Fitted, Policy, fit_rows
 
@@ -23,16 +25,17 @@ LEARNERS = (PPO, GRPO, RLOO)
 
 @dataclass(frozen=True)
 class Rolled:
-    """The prompts of a run on rollouts, and what scores their completions.
+    """What scores completions, and the prompts of a run that learns from them.
 
-    pretrain: ordinary text for PPO-ptx. originals: the base tensors that train, as they were before; None until a method
-    is installed, and the model is its own reference.
+    measured: what scores those of held-out prompts, where it is not `reward`. pretrain: ordinary text for PPO-ptx.
+    originals: the base tensors that train, as they were before; None until a method is installed, and the model is its own
+    reference.
     """
 
     train: tuple[Prompt, ...]
-    test: tuple[Prompt, ...]
     reward: Reward
     judge: Reward | None = None
+    measured: Reward | None = None
     pretrain: tuple[Encoded, ...] = ()
     originals: Mapping[str, Tensor] | None = None
 
@@ -42,28 +45,63 @@ def rolls(recipe: Recipe) -> bool:
     return isinstance(recipe.objective, LEARNERS)
 
 
+def reads(recipe: Recipe) -> bool:
+    """Whether the recipe trains what scores texts and writes none."""
+    return isinstance(recipe.objective, RewardModel | Spans)
+
+
+def writes(recipe: Recipe) -> bool:
+    """Whether held-out rows are asked as prompts, and what the model writes is scored."""
+    return bool(recipe.rewards) and not reads(recipe)
+
+
+def heard(recipe: Recipe) -> Recipe:
+    """Of what several recipes share that which this one hears of."""
+    if sampled.learns(recipe):
+        return recipe
+    recipe = replace(recipe, data=replace(recipe.data, sampled=None))
+    return replace(recipe, rewards=(), judge=(), rollouts=Rollouts()) if reads(recipe) else recipe
+
+
 def check_recipe(recipe: Recipe) -> None:
-    """RecipeError for rollouts, rewards or ordinary text without an objective on them, and the other way round."""
+    """RecipeError for rollouts, rewards or ordinary text that nothing hears of, and for objectives that lack them."""
     name = next(name for name, kind in OBJECTIVES.items() if type(recipe.objective) is kind)
     odd = _odd(recipe, name) if rolls(recipe) else _idle(recipe, name)
-    if odd:
+    if odd := odd or _strange(recipe, name):
         raise RecipeError(odd)
 
 
 def check_model(recipe: Recipe, loaded: Loaded) -> None:
     """RecipeError for rollouts of a model that cannot write."""
-    if rolls(recipe) and not loaded.model.can_generate():
+    if writes(recipe) and not loaded.model.can_generate():
         raise RecipeError(f"{loaded.name} cannot write, so it has no rollouts; choose a decoder or an encoder-decoder.")
 
 
 def _idle(recipe: Recipe, name: str) -> str:
-    given = {"rollouts": recipe.rollouts != Rollouts(), "rewards": recipe.rewards, "judge": recipe.judge}
-    idle = next((part for part, there in {**given, "data.pretrain": recipe.data.pretrain}.items() if there), "")
-    return f"{idle} has no meaning for objective {name}; set objective to ppo, grpo or rloo." if idle else ""
+    if recipe.data.sampled and not recipe.rewards:
+        return "data.sampled needs rewards, which put completions in order, such as rewards: [{name: lexicon}]."
+    heard = writes(recipe) or recipe.data.sampled
+    parts = {"rollouts": recipe.rollouts != Rollouts(), "rewards": recipe.rewards, "judge": recipe.judge}
+    given = {**({} if heard else parts), "data.pretrain": recipe.data.pretrain, "rollouts.ptx": recipe.rollouts.ptx}
+    idle = next((part for part, there in given.items() if there), "")
+    alone = " without rewards" if not (recipe.rewards or reads(recipe)) else ""
+    return f"{idle} has no meaning for objective {name}{alone}; set objective to ppo, grpo or rloo." if idle else ""
+
+
+def _strange(recipe: Recipe, name: str) -> str:
+    task = recipe.task
+    if recipe.data.sampled and not sampled.learns(recipe):
+        return f"data.sampled has no meaning for objective {name}, which compares no completions."
+    if writes(recipe) and (task.labels or task.numbers or task.head):
+        return (
+            f"task.labels, task.numbers and task.head are for answers; with rewards, objective {name} has a model write "
+            "freely."
+        )
+    return ""
 
 
 def _odd(recipe: Recipe, name: str) -> str:
-    how, task = recipe.rollouts, recipe.task
+    how = recipe.rollouts
     if not recipe.rewards:
         return f"Objective {name} needs rewards, such as rewards: [{{name: lexicon, weight: 1.0}}]."
     if recipe.objective.grouped and how.each < 2:
@@ -72,8 +110,6 @@ def _odd(recipe: Recipe, name: str) -> str:
         return f"rollouts.ptx is for objective ppo, not {name}."
     if bool(how.ptx) != bool(recipe.data.pretrain):
         return "rollouts.ptx above 0 and data.pretrain, the ordinary text that it weighs, need each other."
-    if task.labels or task.numbers or task.head:
-        return f"task.labels, task.numbers and task.head are for answers; objective {name} has a model write freely."
     if recipe.training.checkpointing:
         return f"training.checkpointing needs a mode with dropout, and objective {name} one without; leave it out."
     return ""
@@ -88,25 +124,27 @@ def absolute(recipe: Recipe, full: Callable[[str], str]) -> Recipe:
     return replace(recipe, rewards=found(recipe.rewards), judge=found(recipe.judge))
 
 
-def rolled(
+def scored(recipe: Recipe) -> Rolled:
+    """What scores completions."""
+    return Rolled((), Weighted(recipe.rewards), Weighted(recipe.judge) if recipe.judge else None)
+
+
+def prompts(
     recipe: Recipe,
-    rows: tuple[Sequence[Any], Sequence[Any]],
+    rows: Sequence[Any],
     template: Template,
     codec: Codec,
     context: int,
-    pretrain: Sequence[Encoded] = (),
-) -> tuple[Rolled, Fitted]:
-    """The prompts of the rows that are learned from and asked about, and what fitting the former cost."""
-    most, longest = min(recipe.data.max_tokens or context, context), recipe.rollouts.max_new_tokens
-    room = most if codec.reads else most - longest
+    policy: Policy = "truncate-prompt",
+) -> tuple[tuple[Prompt, ...], Fitted]:
+    """The rows as prompts that leave room for a completion in `context` ids, and what fitting them cost."""
+    longest = recipe.rollouts.max_new_tokens
+    room = context if codec.reads else context - longest
     if room < 1:
         raise RecipeError(
-            f"rollouts.max_new_tokens is {longest}, which leaves no room for a prompt: {most:,} tokens fit in all."
+            f"rollouts.max_new_tokens is {longest}, which leaves no room for a prompt: {context:,} tokens fit in all."
         )
-    train, told = encode(rows[0], template, codec, room, recipe.data.truncation)
-    test, _ = encode(rows[1], template, codec, room, "truncate-prompt")
-    judge = Weighted(recipe.judge) if recipe.judge else None
-    return Rolled(train, test, Weighted(recipe.rewards), judge, tuple(pretrain)), told
+    return encode(rows, template, codec, room, policy)
 
 
 def encode(
@@ -136,16 +174,25 @@ def _prompt(row: Any, number: int, template: Template, codec: Codec) -> Prompt:
 
 
 def _asked(row: Any, template: Template) -> tuple[Sequence[Segment], str, Mapping[str, Any]]:
-    """What is fed, what a reward is shown of it, and the columns. Of a conversation all before the last assistant's turn."""
+    """What is fed, what a reward is shown of it, and the columns. Of a conversation all before the last assistant's turn.
+
+    A row that people judged asks its prompt. Turns are in the column `prompt`: a reward model reads them as they are.
+    """
     if isinstance(row, Document):
         row = Example(row.text, fields={"text": row.text}, where=row.where)
     if isinstance(row, Example):
         return template(row, None), template.question(row), row.fields
-    assert isinstance(row, Conversation)
-    last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
-    turns = row.messages[:last]
-    if not turns or template.chat is None:
+    turns = row.messages if isinstance(row, Conversation) else row.prompt
+    if isinstance(row, Conversation):
+        turns = turns[: max((i for i, m in enumerate(turns) if m.role == "assistant"), default=len(turns))]
+    fields = {"prompt": [{"role": turn.role, "content": turn.content} for turn in turns]}
+    if not isinstance(row, Conversation) and [turn.role for turn in turns] == ["user"]:
+        alone = Example(turns[0].content, fields={"prompt": turns[0].content}, where=row.where)
+        return template(alone, None), template.question(alone), fields
+    if not turns:
         raise DataError(f"{row.where} has nothing before its last answer; a prompt needs at least one turn.")
+    if template.chat is None:
+        raise DataError(f"{row.where} has a prompt of several turns, which needs a chat format; set task.chat to true.")
     read = tuple(replace(turn, train=False) for turn in turns)
     pieces = [Segment(text, False) for text, _ in dialogue(read, template.chat, row.where, reply=True)]
-    return pieces, "\n\n".join(turn.content for turn in turns), {}
+    return pieces, "\n\n".join(turn.content for turn in turns), fields

@@ -11,11 +11,13 @@ from acclimate.data.yaml_tables import plain
 from acclimate.evaluation.evaluate import scores
 from acclimate.metrics.intervals import paired
 from acclimate.metrics.metric import Metric
+from acclimate.metrics.wins import Scenario, mean_win_rate
+from acclimate.report.dimension import found_among
 from acclimate.run.carry import licence_of
 from acclimate.run.compare import Bench, read
 from acclimate.run.measure import Answers, from_json, metrics_of
 from acclimate.run.parts import Part
-from acclimate.run.rungs import Rung, entry, has, method_name, table
+from acclimate.run.rungs import Rung, entry, has, method_name, stands_apart, table, way
 from acclimate.run.write import forgetting, machine, provenance
 
 DRAWS = 9999  # of a paired test, at least
@@ -26,11 +28,14 @@ def comparison(bench: Bench) -> dict[str, Any]:
     found = bench.comparison
     metrics, base = metrics_of(bench.base), read(bench.out / "base.json")
     before = from_json(base["answers"])
-    rungs = [(rung, read(bench.folder(rung) / "result.json")) for rung in found.rungs]
+    every = [(rung, read(bench.folder(rung) / "result.json")) for rung in found.rungs]
+    rungs = [(rung, raw) for rung, raw in every if not stands_apart(rung, found.shared) or "failed" in raw]
     answers = {rung.name: from_json(raw["seeds"][0]["answers"]) for rung, raw in rungs if "failed" not in raw}
     rows = [_row(bench, metrics, rung, raw, before, answers.get(rung.name)) for rung, raw in rungs]
     best = best_of(rows, metrics[0])
+    won = _win_rates(bench, metrics, answers)
     for row in rows:
+        row |= won.get(row["name"], {})
         if row["name"] != best and not row["failed"]:
             row["difference"]["best"] = _differences(bench, metrics[:1], answers[best], answers[row["name"]])
     return {
@@ -43,6 +48,8 @@ def comparison(bench: Bench) -> dict[str, Any]:
         "base": {"scores": _scores(bench, metrics, before), **_seconds_of(bench, base)},
         "best": best,
         "rows": rows,
+        "d90": found_among(rows, metrics[0].name, metrics[0].higher_is_better),
+        "reward_models": [_reward_model(*each) for each in every if each not in rungs],
         "picture": _picture(bench, metrics[0]),
         "seconds": _stages(bench, base, rows),
         "machine": machine(bench.base.model),
@@ -102,6 +109,16 @@ def _differences(bench: Bench, metrics: Sequence[Metric], base: Answers, mine: A
         ).json()
         for m in metrics
     }
+
+
+def _win_rates(bench: Bench, metrics: Sequence[Metric], answers: Mapping[str, Answers]) -> dict[str, dict[str, Any]]:
+    """Each rung's mean win rate against the others over the metrics, where there are several of both."""
+    if len(metrics) < 2 or len(answers) < 2:
+        return {}
+    given = bench.comparison.shared.evaluation
+    scenarios = [Scenario(m, {name: each.task.rows[m.name] for name, each in answers.items()}) for m in metrics]
+    found = mean_win_rate(scenarios, draws=given.draws, seed=given.seed)
+    return {name: {"mean_win_rate": rate.json()} for name, rate in found.items()}
 
 
 def _seconds_of(bench: Bench, asked: Mapping[str, Any]) -> dict[str, float]:
@@ -165,9 +182,17 @@ def _data(part: Part) -> dict[str, Any]:
 
 
 def _picture(bench: Bench, first: Metric) -> dict[str, Any] | None:
-    """The study's chart: what each rung has at the entry that the recipe names."""
-    given = bench.comparison.picture
+    """The study's chart: what each rung has at the entry or the metric that the recipe names, and the line it is on."""
+    given, rungs = bench.comparison.picture, bench.comparison.rungs
     if given is None:
         return None
-    places = {rung.name: entry(rung, given.x) for rung in bench.comparison.rungs if has(rung, given.x)}
-    return {"x": given.x, "metric": given.metric or first.name, "places": places}
+    places = {rung.name: entry(rung, given.x) for rung in rungs if has(rung, given.x)}
+    series = {rung.name: rung.series or (way(rung) if not places else method_name(rung)) for rung in rungs}
+    return {"x": given.x, "metric": given.metric or first.name, "places": places, "series": series}
+
+
+def _reward_model(rung: Rung, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A rung that scores texts: what it is right in on held-out rows of its own, which no other rung is asked."""
+    first, named = raw["seeds"][0], {"name": rung.name, "method": method_name(rung)}
+    told = {key: first[key] for key in ("learned", "training", "artifact", "trainable_parameters")}
+    return {**named, **told, "seconds": _spent(raw)}

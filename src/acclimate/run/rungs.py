@@ -11,16 +11,22 @@ import yaml
 from torch import nn
 
 from acclimate.data.yaml_tables import build, compose, laid_over, overlay, plain
-from acclimate.errors import RecipeError, unknown
+from acclimate.errors import ModelError, RecipeError, unknown
 from acclimate.methods import METHODS, LoRA
+from acclimate.objectives import OBJECTIVES
 from acclimate.recipe import Recipe, check, text_of
+from acclimate.run.best_rung import BestOf
 from acclimate.run.feature_rung import Features
 from acclimate.run.prompt_rung import ChainOfThought, FewShot
 from acclimate.run.prompt_search import PromptSearch
+from acclimate.run.rollouts import reads
 
 OWN = ("rungs", "search", "seeds", "picture")  # entries that a run recipe has not
 # What no rung may change: they are compared on one base, one test and the same seeds.
-SHARED = ("model", "trackers", "evaluation", "training.precision", "training.seed", "task.labels", "task.metrics")
+SHARED = (
+    *("model", "trackers", "evaluation", "training.precision", "training.seed", "task.labels", "task.metrics"),
+    *("data.sampled", "judge", "rollouts.temperature", "rollouts.max_new_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,21 @@ WAYS: dict[str, type] = {
     "chain_of_thought": ChainOfThought,
     "prompt_search": PromptSearch,
     "features": Features,
+    "best_of": BestOf,
 }
 
 
 @dataclass(frozen=True)
 class Rung(Recipe):
-    """One way of adapting: the shared recipe with this rung's entries laid over it."""
+    """One way of adapting: the shared recipe with this rung's entries laid over it.
+
+    Its `rewards` are what it learns from or picks by; what it is measured by are those of the shared recipe. A reward that
+    is a model may name an earlier rung, which trains it, in the place of an adapter's folder.
+    """
 
     method: Any = field(default=LoRA(), metadata={"choices": WAYS})
     name: str = ""  # the method's, without one
+    series: str = ""  # of the picture: rungs of one name are joined by a line; without one the method's or objective's
     rates: tuple[float, ...] = ()  # tried in the search; without any those of `search`, or else training.rate alone
 
     @property
@@ -77,7 +89,7 @@ class Search:
 class Picture:
     """One chart for a study: a score, with its interval, against an entry in which the rungs differ."""
 
-    x: str  # such as method.rank or data.limit.train
+    x: str  # such as method.rank or data.limit.train, or a metric, such as kl
     metric: str = ""  # the task's first, without one
 
 
@@ -175,10 +187,46 @@ def _check(found: Comparison, where: str) -> None:
     twice = [name for name, count in Counter(slug(rung.name) for rung in found.rungs).items() if count > 1]
     if twice:
         raise RecipeError(f"{where}: {twice[0]} is the name of several rungs; give each a `name` of its own.")
-    for rung in found.rungs:
+    for number, rung in enumerate(found.rungs):
         _check_shared(rung, found.shared, where)
-    if found.picture is not None and not any(has(rung, found.picture.x) for rung in found.rungs):
-        entry(found.rungs[0], found.picture.x, where)
+        _check_teacher(rung, found.rungs[:number], found.rungs[number:], where)
+    measured, picture = found.shared.task.metrics, found.picture
+    if picture and picture.x not in measured and not any(has(rung, picture.x) for rung in found.rungs):
+        entry(found.rungs[0], picture.x, where)
+
+
+def stands_apart(rung: Recipe, shared: Recipe) -> bool:
+    """Whether the rung trains what scores texts, among others that write them: it has no place in their table."""
+    return reads(rung) and not reads(shared)
+
+
+def teachers(rung: Rung, others: Sequence[Rung]) -> list[Rung]:
+    """The rungs among `others` that train a reward of this one."""
+    named = [getattr(reward, "adapter", "") for _, reward in rung.rewards]
+    return [other for other in others if other.name in named]
+
+
+def taught(rung: Rung, places: Mapping[str, Path]) -> Rung:
+    """The rung with adapters for the rungs that its rewards name. places: their folders. ModelError where one is missing."""
+    if missing := next((name for name, place in places.items() if not place.is_dir()), ""):
+        raise ModelError(f"Rung {missing}, which trains a reward of {rung.name}, left none.")
+    adapters = {name: str(place) for name, place in places.items()}
+    rewards = tuple(
+        (weight, replace(each, adapter=adapters[each.adapter]) if getattr(each, "adapter", "") in adapters else each)
+        for weight, each in rung.rewards
+    )
+    return replace(rung, rewards=rewards)
+
+
+def _check_teacher(rung: Rung, before: Sequence[Rung], rest: Sequence[Rung], where: str) -> None:
+    """A reward that is a model lies in a folder, or an earlier rung trains it."""
+    there, rungs = [other.name for other in before if reads(other)], {other.name for other in (*before, *rest)}
+    for named in (reward.adapter for _, reward in rung.rewards if hasattr(reward, "adapter")):
+        if named not in there and (named in rungs or ("/" not in named and not Path(named).is_dir())):
+            raise RecipeError(
+                f"{where}: rung {rung.name} has {named!r} as a reward, which is no adapter folder and no earlier rung with "
+                f"objective reward or spans; of these there is: {', '.join(there) or 'none'}."
+            )
 
 
 def _check_rates(rates: Sequence[float], what: str) -> None:
@@ -201,6 +249,8 @@ def entry(recipe: Recipe, path: str, where: str = "recipe") -> Any:
     """The value at `path`, such as method.rank, as plain data. Raises RecipeError, saying what there is."""
     found = plain(recipe)
     for part in path.split("."):
+        if isinstance(found, list):  # such as rewards.0.weight
+            found = {str(place): each for place, each in enumerate(found)}
         if not isinstance(found, Mapping) or part not in found:
             name = getattr(recipe, "name", "") or "recipe"
             there = found if isinstance(found, Mapping) else ()
@@ -229,6 +279,13 @@ def method_name(rung: Rung) -> str:
     return next(name for name, cls in WAYS.items() if cls is type(rung.method))
 
 
+def way(rung: Rung) -> str:
+    """The objective's name in a recipe, or the method's where nothing trains."""
+    return (
+        next(n for n, o in OBJECTIVES.items() if o is type(rung.objective)) if tuned(rung.method) else method_name(rung)
+    )
+
+
 def slug(name: str) -> str:
     """A name as that of a folder.
 
@@ -242,8 +299,8 @@ def changes(rung: Rung, shared: Recipe) -> dict[str, Any]:
     """The entries of a rung that are not the shared recipe's; its name and method always."""
     mine, theirs = plain(rung), plain(shared)
     found = {f.name: _changed(mine[f.name], theirs[f.name]) for f in fields(Recipe) if mine[f.name] != theirs[f.name]}
-    rates = {"rates": mine["rates"]} if rung.rates else {}
-    return {"name": rung.name, **found, "method": mine["method"], **rates}
+    own = {name: mine[name] for name in ("series", "rates") if mine[name]}
+    return {"name": rung.name, **found, "method": mine["method"], **own}
 
 
 def _changed(mine: Any, theirs: Any) -> Any:

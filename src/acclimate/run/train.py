@@ -20,6 +20,7 @@ from acclimate.recipe import Training
 from acclimate.report.trackers import Tracker
 from acclimate.run import iterations, reference, tasks
 from acclimate.run.prepare import Prepared
+from acclimate.run.rollouts import rolls
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
 from acclimate.tokens.schedule import passes, plan
@@ -60,7 +61,8 @@ def train(
 ) -> Spent:
     """Train `model`, whose method is installed, to the recipe's last step; from the newest checkpoint if there is one."""
     given, prepared = prepared.recipe.training, iterations.opened(prepared, model)
-    optimizer = optim.adamw(trainable(model), given.rate, decay=given.decay)
+    pages = run.path if given.paged else None
+    optimizer = optim.adamw(trainable(model), given.rate, decay=given.decay, pages=pages)
     torch.manual_seed(given.seed)
     start, spent = _begin(model, optimizer, run, said)
     _set_mode(prepared, model)
@@ -73,7 +75,7 @@ def train(
         stop.check(f"sampling, after step {reached}")
 
     rolled = iterations.groups(prepared, model, run, start, heed, told, autocast(model, given))
-    found = rolled if prepared.rolled else groups(prepared, model, start, said)
+    found = rolled if rolls(prepared.recipe) else groups(prepared, model, start, said)
     for step in _steps(prepared, model, optimizer, start, found):
         step, reached = replace(step, metrics={**step.metrics, **told}), step.index
         spent = spent.after(step, time.perf_counter() - begun)
@@ -113,7 +115,7 @@ def _keep(run: RunFolder, step: int, model: nn.Module, optimizer: torch.optim.Op
 
 def _set_mode(prepared: Prepared, model: Any) -> None:
     """Dropout as the run has it: none where the probabilities of completions are compared with those they were drawn by."""
-    model.train(prepared.rolled is None)
+    model.train(not rolls(prepared.recipe))
     _quiet(model)
     if prepared.recipe.training.checkpointing:
         recompute(model)

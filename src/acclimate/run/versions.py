@@ -24,20 +24,28 @@ FAIRNESS: Mapping[str, Mapping[str, Change]] = {
     "renamed": {f"renamed: {to}": partial(renamed, to=to) for to in NAMES},
     "dialect": {"dialect": in_dialect},
 }  # a name may stand for several versions
+PARAPHRASE = "paraphrase"  # the versions of this name need a model: see `run.otherwise`
 
 
 def changes(names: str, seed: int) -> dict[str, Change]:
-    """The versions that `names`, commas between, stand for. UsageError for a name that there is not.
+    """The versions that `names`, commas between, stand for, but for PARAPHRASE. UsageError for a name that there is not.
 
     >>> list(changes("typos,gendered", 0))
     ['typos', 'gendered: female', 'gendered: male']
     """
     found: dict[str, Change] = {}
-    for name in filter(None, map(str.strip, names.split(","))):
+    for name in listed(names):
+        if name == PARAPHRASE:
+            continue
         if name not in PERTURBATIONS and name not in FAIRNESS:
-            raise UsageError("--perturb: " + unknown("perturbation", name, [*PERTURBATIONS, *FAIRNESS]))
+            raise UsageError("--perturb: " + unknown("perturbation", name, [*PERTURBATIONS, *FAIRNESS, PARAPHRASE]))
         found |= FAIRNESS.get(name) or {name: seeded(name, seed)}
     return found
+
+
+def listed(names: str) -> list[str]:
+    """The names between commas."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def version(rows: Sequence[Any], change: Change, labels: Sequence[str] = ()) -> list[Example]:
@@ -97,7 +105,11 @@ def grouped(
 
 def lines(table: Mapping[str, Any]) -> list[str]:
     """What `compared` and `grouped` found, for a person: a line for each version, the worst case, each group and the gap."""
-    said = []
+    said = [
+        f"{name}: {found['reworded']} of {found['texts']} texts reworded, {found['shared']:.0%} of their words shared; by the "
+        "model itself, and nobody checked that the meaning stayed"
+        for name, found in table.get("paraphrases", {}).items()
+    ]
     for name, found in table.get("versions", {}).items():
         for metric, value in found.items():
             said.append(f"{name} {metric}: {_shown(value)}, {table['changes'][name][metric]['value']:+.4f}")

@@ -17,6 +17,7 @@ from acclimate.data.examples import Conversation, Document, Example, Feedback, O
 from acclimate.data.template import Segment, segments
 from acclimate.data.yaml_tables import plain
 from acclimate.evaluation.evaluate import differences, scores
+from acclimate.evaluation.general import OPEN
 from acclimate.metrics.intervals import score
 from acclimate.metrics.labels import ExactMatch, per_label
 from acclimate.metrics.likelihood import Perplexity
@@ -67,7 +68,7 @@ def report(prepared: Prepared, base: Answers, result: Answers, facts: Mapping[st
 
 
 def forgetting(prepared: Prepared, base: Answers, result: Answers) -> dict[str, Any]:
-    """Perplexity on generic text and accuracy on general questions, before and after, on the same items."""
+    """Perplexity on generic text, accuracy on general questions, and a few answers, before and after, on the same items."""
     if not base.texts:
         return {}
     draws = prepared.recipe.evaluation.draws
@@ -80,6 +81,10 @@ def forgetting(prepared: Prepared, base: Answers, result: Answers) -> dict[str, 
         "perplexity_result_interval": texts[1],
         "instructions_base": questions[0],
         "instructions_result": questions[1],
+        "answers": [
+            {"prompt": prompt, "base": before, "result": after}
+            for prompt, before, after in zip(OPEN, base.said, result.said)
+        ],
     }
 
 

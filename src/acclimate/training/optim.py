@@ -1,9 +1,12 @@
 """AdamW on the trainable tensors, by name, so that its state can be written down and put back exactly."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from acclimate.training.paged import PagedAdamW
 
 
 def adamw(
@@ -13,12 +16,16 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     decay: float = 0.0,
+    pages: Path | None = None,  # a folder: the states lie in a file there
 ) -> torch.optim.AdamW:
     """Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2. Decay pulls matrices, never biases and norms."""
     matrices = [p for p in parameters.values() if p.ndim > 1]
     vectors = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=betas, eps=eps)
+    filled = [group for group in groups if group["params"]]
+    if pages is not None:
+        return PagedAdamW(filled, rate, betas, eps, pages)
+    return torch.optim.AdamW(filled, lr=rate, betas=betas, eps=eps)
 
 
 def state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -37,6 +44,8 @@ def restore(
     """Put the tensors of `state` back; nothing else of an AdamW changes between steps but the rate, which the loop sets."""
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
-        parameter = parameters[name]
-        place = tensor if key == "step" else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = place
+        kept = optimizer.state[parameters[name]]
+        if key in kept:  # in its pages
+            kept[key].copy_(tensor)
+        else:
+            kept[key] = tensor if key == "step" else tensor.to(parameters[name].device)

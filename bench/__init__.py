@@ -1,0 +1,1 @@
+"""acclimate beside its peers on one machine, in one run: `make bench`, or `make bench WORK=sft-lora`."""

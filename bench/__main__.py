@@ -1,0 +1,65 @@
+"""python -m bench [--work NAME …] [--out FOLDER] [--repeats N]: bench.json and bench.html."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.machine import machine
+from bench.material import write
+from bench.page import page
+from bench.process import SideProcess
+from bench.timing import Times, apart, ratio
+from bench.works import OURS, WORKS, Work
+
+
+def measured(name: str, work: Work, folder: Path, repeats: int) -> dict[str, Any]:
+    """One row of bench.json. All sides are set up; then each works once in its turn, and again, `repeats` times.
+
+    Where a side does not compute what ours computes, the row says how far it is apart and has no times of it.
+    """
+    sides = {who: SideProcess(peer, folder, folder / f"{name}-{who}.log") for who, peer in work.sides.items()}
+    found = {who: apart(sides[OURS].parity, side.parity) for who, side in sides.items() if who != OURS}
+    equal = {who for who, far in found.items() if all(far[key] <= most for key, most in work.parity.items())}
+    rounds: dict[str, list[tuple[float, float]]] = {who: [] for who in sides if who == OURS or who in equal}
+    for _ in range(repeats + 1):
+        for who in rounds:
+            rounds[who].append(sides[who].go())
+    memory = {who: side.stop() for who, side in sides.items()}
+    times = {who: Times(*map(tuple, zip(*done[1:], strict=True))) for who, done in rounds.items()}
+    tables = {who: given.table(sides[who].setting_up, memory[who]) for who, given in times.items()}
+    return {
+        "work": name,
+        "about": work.about,
+        "unit": work.unit,
+        "ours": tables[OURS],
+        "peers": {who: tables[who] for who in tables if who != OURS},
+        "ratio": {who: ratio(times[OURS], times[who]) for who in times if who != OURS},
+        "memory_ratio": {who: memory[OURS] / memory[who] for who in times if who != OURS},
+        "parity": found,
+        "unequal": sorted(set(found) - equal),
+    }
+
+
+def main() -> None:
+    """Measure what was asked for; every row is written as soon as it is known."""
+    asked = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    asked.add_argument("--work", nargs="*", choices=sorted(WORKS), default=[])
+    asked.add_argument("--out", type=Path, default=Path("runs/bench"))
+    asked.add_argument("--repeats", type=int, default=5)
+    given = asked.parse_args()
+    write(given.out / "material")
+    found: dict[str, Any] = {"machine": machine(), "rows": []}
+    for name in given.work or WORKS:
+        row = measured(name, WORKS[name], given.out / "material", given.repeats)
+        found["rows"].append(row)
+        (given.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (given.out / "bench.html").write_text(page(found), encoding="utf-8")
+        told = ", ".join(f"{who} {times['median']:.2f}×" for who, times in row["ratio"].items())
+        print(f"{name}: {row['ours']['units_per_second']:.1f} {row['unit']}/s; {told}", flush=True)
+        for who in row["unequal"]:
+            print(f"{name}: {who} computes something else: {row['parity'][who]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""transformers' own `generate`."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench.lines import read
+from bench.turns import Side
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:
+    """model.generate, greedy, with left padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype]).eval()
+    rows = [row["input_ids"] for row in read(folder / "prompts.jsonl")[:batch]]
+    width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    for number in count():
+        written = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=pad)
+        found = [_cut(row[width:].tolist(), ends) for row in written]
+        yield {"ids": [t for row in found for t in row]} if not number else {"units": sum(map(len, found))}
+
+
+def _cut(ids: list[int], ends: set[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+WORKS: dict[str, Any] = {"decode": decode}

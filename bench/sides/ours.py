@@ -1,0 +1,123 @@
+"""acclimate's side of every work."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acclimate.evaluation.continuations import Continuing
+from acclimate.generation.decode import generate
+from acclimate.generation.samplers import Greedy
+from acclimate.interchange.adapter import load_adapter
+from acclimate.methods import Full
+from acclimate.methods.delta import trainable
+from acclimate.models.collate import collate
+from acclimate.models.load import load, terminators
+from acclimate.objectives import LM
+from acclimate.recipe import parse
+from acclimate.run.carry import installed
+from acclimate.run.prepare import codec_of, context_of, prepare
+from acclimate.run.train import collated
+from acclimate.tokens.codec import Encoded
+from acclimate.training import optim
+from acclimate.training.fit import fit
+from acclimate.training.frozen import cached_groups
+from bench.lines import read
+from bench.turns import Side
+
+REVIEWS = """
+model: {base}
+data: {{train: reviews, limit: {{train: 256, dev: 8, test: 8}}}}
+task: {{template: "{{{{ text }}}}", labels: [negative, positive], head: true, chat: false}}
+method: head
+training: {{precision: float32}}
+"""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def sft(folder: Path, adapter: bool = True, batch: int = 4, dtype: str = "float32") -> Side:
+    """One update on `batch` rows, with LoRA or in full. Units are tokens; parity is the first loss and gradient norm."""
+    loaded = load(str(folder / "base"), dtype=DTYPES[dtype] if adapter else torch.float32)
+    if adapter:
+        load_adapter(loaded.model, folder / "adapter", "default")
+        for name, parameter in loaded.model.named_parameters():
+            parameter.requires_grad_(".delta." in name)
+    else:
+        Full().install(loaded.model)
+    fill = codec_of(loaded).pad
+    groups = ([collate(loaded.model, part, fill, share=True)] for part in _around(_rows(folder), batch))
+    optimizer = optim.adamw(trainable(loaded.model), 2e-4)
+    mixed = DTYPES[dtype] if dtype != "float32" else None
+    steps = fit(loaded.model.train(), groups, LM(), optimizer, rate=lambda _: 2e-4, autocast=mixed)
+    first = next(steps)
+    yield {"loss": first.loss, "norm": first.norm}
+    for step in steps:
+        yield {"units": step.tokens}
+
+
+def head(folder: Path, cached: bool = True, rows: int = 256) -> Side:
+    """An epoch of training an output layer on a frozen trunk. Units are rows; parity is the losses of the first epoch."""
+    prepared, model = installed(prepare(parse(REVIEWS.format(base=folder / "base"))))
+    step = 16
+    cut = [[tuple(range(i, i + step))] for i in range(0, rows, step)]
+    plan = [cut[i % len(cut)] for i in range(1 << 16)]
+
+    def made(part: Sequence[int]) -> Any:
+        return collated(prepared, model, [prepared.train.rows[i] for i in part], part)
+
+    groups = cached_groups(model, plan, made) if cached else ([made(part) for part in parts] for parts in plan)
+    optimizer = optim.adamw(trainable(model), 1e-3)
+    steps = fit(model, groups, prepared.objective, optimizer, rate=lambda _: 1e-3)
+    yield {"loss": sum(next(steps).loss for _ in cut)}
+    while True:
+        for _ in cut:
+            next(steps)
+        yield {"units": rows}
+
+
+def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:
+    """Greedy continuations of `batch` prompts. Units are new tokens; parity is all of their ids."""
+    loaded = load(str(folder / "base"), dtype=DTYPES[dtype])
+    prompts = [row["input_ids"] for row in read(folder / "prompts.jsonl")[:batch]]
+    for number in count():
+        found = generate(
+            loaded.model, prompts, Greedy(), terminators=terminators(loaded.model, loaded.tokenizer), max_new=new, pad=0
+        )
+        ids = [row.ids for row in found]
+        if not number:
+            yield {"ids": [token for row in ids for token in row]}
+            continue
+        yield {"units": sum(map(len, ids))}
+
+
+def choices(folder: Path, dtype: str = "float32") -> Side:
+    """Log-likelihoods of all endings. Units are endings; parity is which ending of each row is the likeliest."""
+    loaded = load(str(folder / "base"), dtype=DTYPES[dtype])
+    asked = Continuing(loaded.model, codec_of(loaded), context_of(loaded.model))
+    pairs = [(row["context"], row["continuation"]) for row in read(folder / "pairs.jsonl")]
+    for number in count():
+        found = asked.logprobs(asked.rows(pairs))
+        yield {"total": sum(found), "best": best(found)} if not number else {"units": len(pairs)}
+
+
+def best(found: Sequence[float], endings: int = 4) -> list[int]:
+    """The place of the likeliest of every `endings` numbers."""
+    groups = [found[i : i + endings] for i in range(0, len(found), endings)]
+    return [max(range(endings), key=group.__getitem__) for group in groups]
+
+
+def _rows(folder: Path) -> list[Encoded]:
+    return [
+        Encoded(tuple(row["input_ids"]), tuple(bool(m) for m in row["completion_mask"]))
+        for row in read(folder / "rows.jsonl")
+    ]
+
+
+def _around(rows: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
+    for start in count(0, size):
+        yield [rows[(start + i) % len(rows)] for i in range(size)]
+
+
+WORKS: Mapping[str, Any] = {"sft": sft, "head": head, "decode": decode, "choices": choices}

@@ -1,0 +1,42 @@
+"""One side of a work, in a process of its own: it sets itself up, and then works whenever it is told to.
+
+A side is a generator. What it yields first is what the parity gate compares; every later yield ends one repetition and says
+how many units it did. The harness writes "go" and reads a line of JSON with the seconds; whatever a library prints goes to
+stderr.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+Side = Iterator[Mapping[str, Any]]
+
+
+def serve(side: Side, commands: TextIO = sys.stdin) -> None:
+    """Answer every line of `commands` but "stop" with one repetition."""
+    answers = _own_stdout()
+    began = time.perf_counter()
+    _say(answers, {"parity": dict(next(side)), "seconds": time.perf_counter() - began})
+    for line in commands:
+        if line.strip() == "stop":
+            break
+        began = time.perf_counter()
+        done = next(side)
+        _say(answers, {**done, "seconds": time.perf_counter() - began})
+    _say(answers, {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+
+
+def _own_stdout() -> TextIO:
+    """The real standard output; what others print goes to standard error from now on."""
+    mine = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return mine
+
+
+def _say(answers: TextIO, found: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(found) + "\n")
+    answers.flush()
