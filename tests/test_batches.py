@@ -120,7 +120,7 @@ def test_token_mean_and_sequence_mean_by_hand():
     lp, owner = torch.tensor([-1.0, -2.0, -3.0, -10.0]), torch.tensor([0, 0, 0, 1])
     from acclimate.objectives.lm import by_row, by_token
 
-    token, row = by_token(lp), by_row(lp, owner)
+    token, row = by_token(lp), by_row(lp, owner, 3)
     assert float(token.total / token.count) == pytest.approx(4.0)  # (1 + 2 + 3 + 10) / 4
     assert float(row.total / row.count) == pytest.approx(6.0)  # (2 + 10) / 2
 
@@ -131,7 +131,7 @@ def test_shapes_in_signatures_are_checked_in_every_test():
     from acclimate.objectives.lm import by_row
 
     with pytest.raises(TypeCheckError):
-        by_row(torch.zeros(3), torch.zeros(4, dtype=torch.long))
+        by_row(torch.zeros(3), torch.zeros(4, dtype=torch.long), 1)
 
 
 def test_the_loss_is_in_nats_and_counts_scored_tokens_only():

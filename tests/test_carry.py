@@ -107,9 +107,8 @@ def test_a_tracker_that_fails_never_costs_the_run(home, tmp_path, monkeypatch):
         def close(self):
             raise RuntimeError("no connection")
 
-    from acclimate.report import trackers
-
-    monkeypatch.setattr(trackers, "TRACKERS", {**TRACKERS, "broken": Broken})
+    for place in ("acclimate.report.trackers", "acclimate.recipe"):
+        monkeypatch.setattr(f"{place}.TRACKERS", {**TRACKERS, "broken": Broken})
     go(home, tmp_path / "run", overrides=["trackers=[broken]", "training.steps=3"])
     assert (tmp_path / "run" / "report.json").exists()
 

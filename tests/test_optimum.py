@@ -31,7 +31,7 @@ WRITTEN = {"bandit": 1, "copy": 2, "sorted": 2}
 HOW = {  # steps, prompts and completions of an iteration, times that they are learned from, rate
     "bandit": (24, 4, 16, 2, 0.02),
     "copy": (28, 9, 8, 2, 0.01),
-    "sorted": (48, 6, 16, 2, 0.006),
+    "sorted": (48, 6, 32, 2, 0.004),
 }
 RIGHT = {"bandit": 0.2, "copy": 0.5, "sorted": 0.5}  # of the demonstrations that the base learned from
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]

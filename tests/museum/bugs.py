@@ -399,7 +399,24 @@ BUGS = {
         "part = path",
         "test_checkpoint_crashes.py::test_atomic_write_fails_without_a_trace",
     ),
+    # G16: nothing that is not scored reaches a loss. G17: what samples is what trains
+    "what is not scored reaches the loss": Bug(
+        "G16",
+        "trl#3750",
+        "models/logprobs.py",
+        "    return states.flatten(0, 1)[batch.predict]\n",
+        "    return states.flatten(0, 1)[batch.predict] + 0 * states.sum()\n",
+        "test_alignment_properties.py::test_what_is_not_scored_may_be_anything[ppo]",
+    ),
+    "dropout is on while a policy learns": Bug(
+        "G17",
+        "trl#454",
+        "run/train.py",
+        "    model.train(not rolls(prepared.recipe))\n",
+        "    model.train()\n",
+        "test_alignment_properties.py::test_without_a_rate_every_ratio_is_1_and_there_is_no_kl[ppo-full]",
+    ),
 }
 
-# ★ in guarantees.md, and touched by what the package does so far. DPO, PPO and on-policy rewards (G15 to G17) are to come.
-STARRED = ("G1", "G2", "G4", "G6", "G9", "G10", "G11", "G21", "G22", "G28", "G29")
+# ★ in guarantees.md, and touched by what the package does so far. DPO (G15) is to come.
+STARRED = ("G1", "G2", "G4", "G6", "G9", "G10", "G11", "G16", "G17", "G21", "G22", "G28", "G29")

@@ -24,7 +24,7 @@ class SequenceLM:
     """As LM, but every row counts the same, however long its answer: the mean over rows of the mean over their tokens."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        return by_row(logprobs(model, batch), batch.owner)
+        return by_row(logprobs(model, batch), batch.owner, len(batch.lengths))
 
 
 def by_token(logprob: Float[Tensor, " n"]) -> Loss:
@@ -32,7 +32,7 @@ def by_token(logprob: Float[Tensor, " n"]) -> Loss:
     return Loss(-logprob.sum(), torch.tensor(len(logprob)))
 
 
-def by_row(logprob: Float[Tensor, " n"], owner: Int[Tensor, " n"]) -> Loss:
-    """(n,), (n,) → the sum over rows of their means, and how many rows there are."""
-    counts = torch.bincount(owner) if len(owner) else owner.new_zeros(0)
+def by_row(logprob: Float[Tensor, " n"], owner: Int[Tensor, " n"], rows: int) -> Loss:
+    """(n,), (n,) → the sum over rows of their means, and how many of the `rows` there are have any."""
+    counts = owner.new_zeros(rows).index_add(0, owner, torch.ones_like(owner))
     return Loss(-(logprob / counts[owner]).sum(), (counts > 0).sum())

@@ -137,9 +137,9 @@ class GRPO:
         now = score(model, given.batch, given.temperature)
         policy, cut = clipped(now.logprob - given.logprob, given.advantages, self.clip)
         per_token = policy + given.beta * schulman(now.logprob, given.reference)
-        loss = by_row(-per_token, given.batch.owner)
+        loss = by_row(-per_token, given.batch.owner, len(given.batch.lengths))
         watched = {"clip_fraction": cut, **drift(now, given)}
-        return replace(loss, metrics=in_rows(watched, given.batch.owner))
+        return replace(loss, metrics=in_rows(watched, given.batch))
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class RLOO:
         rows, owner = len(given.batch.lengths), given.batch.owner
         change = now.logprob.new_zeros(rows).index_add(0, owner, now.logprob - given.logprob)
         mine = given.advantages.new_zeros(rows).index_copy(0, owner, given.advantages)
-        return Loss(-(change.exp() * mine).sum(), torch.tensor(rows), in_rows(drift(now, given), owner))
+        return Loss(-(change.exp() * mine).sum(), torch.tensor(rows), in_rows(drift(now, given), given.batch))
 
 
 def clipped(change: Flat, advantages: Flat, clip: float) -> tuple[Flat, Flat]:
@@ -195,6 +195,6 @@ def drift(now: Scored, given: Experience) -> Mapping[str, Flat]:
     }
 
 
-def in_rows(watched: Mapping[str, Flat], owner: Int[Tensor, " n"]) -> dict[str, Tensor]:
+def in_rows(watched: Mapping[str, Flat], batch: Batch) -> dict[str, Tensor]:
     """Numbers of tokens as sums over rows of their means, so that they do not depend on how a step is cut."""
-    return {name: -by_row(each, owner).total for name, each in watched.items()}
+    return {name: -by_row(each, batch.owner, len(batch.lengths)).total for name, each in watched.items()}

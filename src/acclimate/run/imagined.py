@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from acclimate.errors import RecipeError
-from acclimate.objectives.ppo import GRPO, RLOO, Experience
+from acclimate.objectives.ppo import Experience
 from acclimate.run.iterations import drawn
 from acclimate.run.preferences import Comparisons
 from acclimate.run.prepare import Prepared, with_pairs
@@ -66,10 +66,6 @@ def updates(prepared: Prepared) -> list[tuple[int, ...]]:
 
 
 def loss(objective: Any, model: nn.Module, batch: Batch) -> None:
-    """What an objective on rollouts keeps for its backward pass, of a batch with nothing learned of it yet.
-
-    In the place of GRPO stands RLOO, which keeps the same but for a few numbers a token: the former counts the tokens of each
-    row, and tensors without content have none.
-    """
+    """What an objective on rollouts keeps for its backward pass, of a batch with nothing learned of it yet."""
     none = torch.zeros(len(batch.targets))
-    (RLOO() if isinstance(objective, GRPO) else objective)(model, Experience(batch, none, none, none, none, none))
+    objective(model, Experience(batch, none, none, none, none, none))
