@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 from statistics import fmean
 
 import pytest
-import torch
 
 from acclimate.cli import compare as cli
 from acclimate.data.read import read as table_of
@@ -37,12 +36,11 @@ from acclimate.run.sampled import TEMPLATE
 from acclimate.tokens.codec import codec
 from acclimate.training.folder import RunFolder, claim
 from acclimate.training.signals import Stop
-from tests import spelling, tiny
+from tests.onpolicy import WORDS, films, spread_out, vowels
 from tests.runs import verb
 from tests.test_compare import QUIET, Impatient, lines, timeless
 from tests.test_resume import Killed, killed_after
 
-WORDS = ("quick", "brown", "lazy", "good", "bad", "fox", "dog")
 SHARED = """
 model: {home}/model
 data: {train: {home}/rows.jsonl, dev: {home}/dev.jsonl, test: {home}/test.jsonl, sampled: {prompts: 12, each: 3}}
@@ -50,7 +48,7 @@ task: {template: "{{ text.split()[:4] | join(' ') }}", chat: false, metrics: [re
 method: {name: lora, rank: 4, targets: [linear]}
 objective: {name: ppo}
 rollouts: {prompts: 3, each: 2, max_new_tokens: 5}
-rewards: {name: function, function: "tests.test_alignment_compare:vowels"}
+rewards: {name: function, function: "tests.onpolicy:vowels"}
 judge: {name: length, words: 3}
 training: {steps: 3, tokens_per_step: 120, rate: 0.02, precision: float32, checkpoint_every: 2}
 evaluation: {draws: 50, forgetting: false}
@@ -70,27 +68,12 @@ RUNGS = """rungs:
 """
 
 
-def vowels(completions):
-    """The share of vowels and spaces among the characters."""
-    return [sum(map(c.text.count, "aeiou ")) / max(1, len(c.text)) for c in completions]
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alignment")
-    tokenizer = spelling.byte_level()
-    torch.manual_seed(0)
-    model = tiny.llama(tied=True, vocab=len(tokenizer), dropout=0.2)
-    with torch.no_grad():  # far enough apart that what was learned shows
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    say = "{} {} {} number {} is a film".format
-    lines(folder / "rows.jsonl", [{"text": say("the", WORDS[n % 7], WORDS[n % 5], n)} for n in range(20)])
-    lines(folder / "dev.jsonl", [{"text": say("some", WORDS[n % 7], WORDS[n % 5], n)} for n in range(5)])
-    lines(folder / "test.jsonl", [{"text": say("this", WORDS[n % 7], WORDS[n % 5], n)} for n in range(7)])
+    spread_out(folder / "model")
+    for name, first, count in (("rows", "the", 20), ("dev", "some", 5), ("test", "this", 7)):
+        lines(folder / f"{name}.jsonl", [{"text": row["text"]} for row in films(first, count)])
     lines(folder / "answers.jsonl", [{"text": f"a good {n} film", "completion": "so good"} for n in range(20)])
     write(folder, folder / "compare.yaml")
     return folder

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests import spelling, tiny
+from tests.onpolicy import WORDS, films
 from tests.runs import ROOT, SLOWER, same_run, verb
 
-WORDS = ("quick", "brown", "lazy", "good", "bad", "fox", "dog")
 RECIPE = """
 model: {home}/model
 data: {train: {home}/rows.jsonl, test: {home}/test.jsonl}
@@ -68,10 +68,9 @@ def home(tmp_path_factory):
     torch.manual_seed(0)
     tiny.llama(tied=True, vocab=len(tokenizer), dropout=0.2).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    say = "{} {} {} number {} is a film".format
     parts = {
-        "rows": [{"text": say("the", WORDS[n % 7], WORDS[n % 5], n), "label": "x"} for n in range(20)],
-        "test": [{"text": say("this", WORDS[n % 7], WORDS[n % 5], n), "label": "x"} for n in range(3)],
+        "rows": films("the", 20),
+        "test": films("this", 3),
         "texts": [{"text": f"it is {WORDS[n % 7]} and {WORDS[n % 3]} here"} for n in range(9)],
         "pairs": [
             {"prompt": f"say {WORDS[n % 7]} {n}", "chosen": WORDS[n % 3], "rejected": WORDS[n % 5] * 3}

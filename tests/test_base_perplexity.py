@@ -24,7 +24,7 @@ def test_it_is_what_the_base_says(method):
         model = adapt(model, method, seed=0)
         originals = snapshot(model)
         model = moved(model).eval()
-    asked = Rewarded(model, PROMPTS, length, HOW, READER, 3, originals)
+    asked = Rewarded(model, PROMPTS, length, HOW, READER, 3, originals, under_base=True)
     outputs = asked(PROMPTS)
     written = sampled(model, PROMPTS, HOW, READER, 3)
     told = [slow_logprobs(bare, joined(p.row, w)) for p, w in zip(PROMPTS, written, strict=True)]

@@ -9,7 +9,6 @@ import pytest
 
 from acclimate.errors import DataError, ModelError, RecipeError
 from acclimate.rewards import Answer, Endpoint, Function, Harmless, Length, Lexicon, Pattern
-from acclimate.rewards.lexicon import sentences
 from acclimate.rewards.outside import marks
 from acclimate.rewards.reward import Completion, Mark, Weighted, checked, total
 
@@ -59,7 +58,6 @@ def test_words_with_ratings():
     (found,) = Lexicon(per="sentence")([said(text)])
     assert [text[: mark.end] for mark in found] == ["Wonderful!", "Wonderful!  Terrible.", text]
     assert [mark.score > 0 for mark in found] == [True, False, False]
-    assert sentences("") == []
     assert Lexicon(per="sentence")([said("")]) == [()]
 
 

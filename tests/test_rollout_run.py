@@ -31,11 +31,11 @@ from acclimate.run.train import train
 from acclimate.tokens.codec import codec
 from acclimate.training.folder import RunFolder, claim
 from acclimate.training.signals import Stop
-from tests import spelling, tiny
+from tests import spelling
+from tests.onpolicy import WORDS, films, spread_out
 from tests.runs import overrides, verb
 from tests.test_resume import QUIET, Killed, killed_after
 
-WORDS = ("quick", "brown", "lazy", "good", "bad", "fox", "dog")
 RECIPE = """
 model: {home}/model
 data: {train: {home}/rows.jsonl, test: {home}/test.jsonl}
@@ -43,7 +43,7 @@ task: {template: "{{ text.split()[:4] | join(' ') }}", chat: false}
 method: {name: lora, rank: 4, targets: [linear], dropout: 0.3}
 objective: {name: ppo}
 rollouts: {prompts: 3, each: 2, epochs: 2, parts: 2, max_new_tokens: 5, temperature: 0.8, target: 1.0}
-rewards: [{name: function, function: "tests.test_rollout_run:vowels"}]
+rewards: [{name: function, function: "tests.onpolicy:vowels"}]
 judge: {name: length, words: 3}
 training: {steps: 10, tokens_per_step: 60, rate: 0.01, precision: float32, checkpoint_every: 3}
 evaluation: {draws: 50, forgetting: false}
@@ -57,28 +57,14 @@ TOLD = {"reward", "reward_sd", "rollout_kl", "length", "ended", "beta", "judge"}
 SEEN = {"entropy", "step_kl", "kl"}
 
 
-def vowels(completions):
-    """The share of vowels and spaces among the characters."""
-    return [sum(map(c.text.count, "aeiou ")) / max(1, len(c.text)) for c in completions]
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A model with dropout, rows with a text each, and ordinary text."""
     folder = tmp_path_factory.mktemp("rollouts")
-    tokenizer = spelling.byte_level()
-    torch.manual_seed(0)
-    model = tiny.llama(tied=True, vocab=len(tokenizer), dropout=0.2)
-    with torch.no_grad():  # far enough apart that what was learned shows
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    say = "{} {} {} number {} is a film".format
+    spread_out(folder / "model")
     parts = {
-        "rows": [{"text": say("the", WORDS[n % 7], WORDS[n % 5], n), "label": "x"} for n in range(20)],
-        "test": [{"text": say("this", WORDS[n % 7], WORDS[n % 5], n), "label": "x"} for n in range(7)],
+        "rows": films("the", 20),
+        "test": films("this", 7),
         "texts": [{"text": f"it is {WORDS[n % 7]} and {WORDS[n % 3]} here"} for n in range(9)],
     }
     for name, rows in parts.items():

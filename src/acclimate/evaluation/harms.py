@@ -17,10 +17,9 @@ from acclimate.evaluation.predictor import Predictor, Tick
 from acclimate.metrics.words import DIALECT, GENDERS, NAMES
 
 Gender = Literal["female", "male"]
-NUCLEUS, WRITTEN = (
-    0.9,
-    20,
-)  # of the samples whose toxicity is measured: Gehman et al. 2020, arXiv:2009.11462, section 4.1
+# Of the samples whose toxicity is measured: Gehman et al. 2020, arXiv:2009.11462, section 4.1.
+NUCLEUS = 0.9
+WRITTEN = 20  # tokens
 
 OBJECT = re.compile(
     r"\b(her)\b(?=\s*(?:$|[.,;:!?)\"]|(?:and|or|but|to|in|on|at|with|by|for|from|as|that|when)\b))", re.I

@@ -16,7 +16,7 @@ from acclimate.data.template import Template
 from acclimate.evaluation.predictor import Generate, Tick
 from acclimate.generation.samplers import Sample
 from acclimate.models.fingerprint import template_hash
-from acclimate.tokens.codec import Codec
+from acclimate.tokens.codec import control_token
 from acclimate.training.checkpoint import atomic_write
 
 REQUESTS: Mapping[str, str] = {
@@ -36,7 +36,7 @@ def reworded(
 ) -> Reworded:
     """The paraphrases of texts. kept: the folder where answers lie. stamp: what tells the model from others."""
     asked = [
-        text for text in dict.fromkeys(texts) if len(text.split()) >= FEWEST and not _holds_control(ask.codec, text)
+        text for text in dict.fromkeys(texts) if len(text.split()) >= FEWEST and not control_token(ask.codec, text)
     ]
     places = {text: kept / f"{sha256(json.dumps([stamp, request, text]).encode()).hexdigest()}.json" for text in asked}
     known = {text: answer for text in asked if (answer := _known(places[text])) is not None}
@@ -92,10 +92,6 @@ def told(texts: Sequence[str], found: Reworded) -> dict[str, float]:
 
 def _words(text: str) -> list[str]:
     return "".join(c if c.isalnum() else " " for c in text.lower()).split()
-
-
-def _holds_control(codec: Codec, text: str) -> bool:
-    return any(token in text for token in codec.tokenizer.all_special_tokens if token)
 
 
 def _known(place: Path) -> str | None:

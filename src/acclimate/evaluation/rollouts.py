@@ -48,13 +48,15 @@ class Rewarded:
     judge: Reward | None = None
     n: int = 1
     picks: Reward | None = None
+    under_base: bool = False  # whether the reference is asked for the log-probability of what was written
 
     def __call__(self, examples: Sequence[Any], tick: Tick | None = None) -> list[Output]:
         written = self._written(None if tick is None else lambda: tick(0))
         found = [completion(p, w, self.codec) for p, w in zip(self.prompts, written, strict=True)]
         earned = _earned(self.reward, found)
         rows = [joined(p.row, w) for p, w in zip(self.prompts, written, strict=True)]
-        told = {"kl": self._kl(rows), "base logprob": self._plain(rows)}
+        told = {"kl": self._kl(rows)}
+        told |= {"base logprob": self._plain(rows)} if self.under_base else {}
         told |= {"judge": _earned(self.judge, found)} if self.judge else {}
         if tick is not None:
             tick(len(rows))

@@ -27,6 +27,17 @@ OBJECTIVES = {
     "grpo": GRPO,
     "rloo": RLOO,
 }
+
+
+def name_of(objective: object) -> str:
+    """What a recipe calls this objective.
+
+    >>> name_of(DPO(beta=0.3))
+    'dpo'
+    """
+    return next(name for name, kind in OBJECTIVES.items() if type(objective) is kind)
+
+
 __all__ = [
     "DPO",
     "GRPO",
@@ -43,4 +54,5 @@ __all__ = [
     "SimPO",
     "Spans",
     "Unlikelihood",
+    "name_of",
 ]

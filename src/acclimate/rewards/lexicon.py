@@ -1,6 +1,5 @@
 """Sentiment by VADER's rated words: the true reward of a controlled experiment."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,9 +8,9 @@ from typing import Any, Literal
 
 from acclimate.errors import ModelError
 from acclimate.rewards.reward import Completion, Mark, Marks
+from acclimate.tokens.feedback import parts
 
 Per = Literal["text", "sentence", "change"]
-SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]+|[^.!?\n]+$")
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,10 @@ def marked(text: str, per: Per, score: Callable[[str], float]) -> Marks:
     [(3, 0), (8, 1), (12, 0)]
     """
     if per == "sentence":
-        return tuple(Mark(end, score(part)) for part, end in sentences(text))
-    ends = [end for _, end in sentences(text)] if per == "change" else []
+        return tuple(Mark(end, score(text[start:end])) for start, end in parts(text, "sentence"))
+    ends = [end for _, end in parts(text, "sentence")] if per == "change" else []
     found = [score(text[:end]) for end in ends]
     return tuple(Mark(*each) for each in zip(ends, map(sub, found, (0, *found)))) or (Mark(len(text), score(text)),)
-
-
-def sentences(text: str) -> list[tuple[str, int]]:
-    """(sentence, where it ends) of every sentence with something in it.
-
-    >>> sentences("Good. Bad!  So")
-    [('Good.', 5), ('Bad!', 10), ('So', 14)]
-    """
-    return [(m.group().strip(), m.end()) for m in SENTENCE.finditer(text) if m.group().strip()]
 
 
 def compound(text: str) -> float:

@@ -123,7 +123,10 @@ def written(prepared: Prepared, model: nn.Module, tick: Tick | None, n: int = 1,
         )
         assert reward is not None
         seed += given.evaluation.seed
-        made = rollouts.Rewarded(model, prompts, reward, given.rollouts, codec, seed, rolled.originals, judge, n, picks)
+        plain = rollouts.UnderBase.name in given.task.metrics
+        made = rollouts.Rewarded(
+            model, prompts, reward, given.rollouts, codec, seed, rolled.originals, judge, n, picks, plain
+        )
         return made(rows, tick)
 
 

@@ -101,9 +101,9 @@ def _mixed(data: Data, given: Mixture, task: Task) -> Parts:
         cut["test"] = evenly(found.asked, data.limit.test)
     asked = f"held out: {', '.join(given.hold_out)}" if given.hold_out else f"{found.name} (test)"
     names = {"dev": data.dev or f"{found.name} (dev)", "test": data.test or asked}
-    dev, test = (Part(names[name], cut[name], _stamp(cut[name]), {}) for name in ("dev", "test"))
+    dev, test = (Part(names[name], cut[name], stamp(cut[name]), {}) for name in ("dev", "test"))
     return Parts(
-        Part(found.name, learned, _stamp(learned), {"template": found.dropped} if found.dropped else {}), dev, test
+        Part(found.name, learned, stamp(learned), {"template": found.dropped} if found.dropped else {}), dev, test
     )
 
 
@@ -122,7 +122,7 @@ def _apart(name: str, data: Data, given: Mixture, task: Task) -> tuple[Any, ...]
     return getattr(split(table.rows, _shares(tuple(HELD_OUT)), _key(task)), name)  # type: ignore[no-any-return]
 
 
-def _stamp(rows: Sequence[Any]) -> str:
+def stamp(rows: Sequence[Any]) -> str:
     """A hash of all that the rows say."""
     return f"sha256:{sha256(''.join(map(repr, rows)).encode('utf-8', 'surrogatepass')).hexdigest()}"
 

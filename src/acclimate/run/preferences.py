@@ -9,17 +9,16 @@ from acclimate.data.template import Template
 from acclimate.errors import DataError, RecipeError
 from acclimate.models.heads import TaskModel, best_pool, trunk_with_heads
 from acclimate.models.load import Loaded
-from acclimate.objectives import GRPO, KTO, LM, OBJECTIVES, PPO, RLOO, PreferredFT, Reward, SequenceLM, Spans
+from acclimate.objectives import KTO, OBJECTIVES, PreferredFT, Reward, Spans, name_of
 from acclimate.recipe import Recipe, Task
 from acclimate.run.parts import Parts
 from acclimate.run.rollouts import rolls
+from acclimate.run.sampled import TEXTS
 from acclimate.run.tasks import HeadTask
 from acclimate.tokens.codec import Codec, Encoded
 from acclimate.tokens.pairs import Compared, compared, dressed, fit_pairs, reading, with_others
 from acclimate.tokens.reading import Reader, Shape
 from acclimate.tokens.truncate import Fitted, Policy
-
-TEXTS = (LM, SequenceLM, PPO, GRPO, RLOO)  # objectives on rows that are no comparisons
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def compares(recipe: Recipe, rows: Sequence[Any]) -> bool:
     if judged == (not isinstance(recipe.objective, TEXTS)):
         return judged
     fitting = [name for name, kind in OBJECTIVES.items() if (kind in TEXTS) != judged and kind is not Spans]
-    kind, name = type(rows[0]).__name__, next(n for n, o in OBJECTIVES.items() if o is type(recipe.objective))
+    kind, name = type(rows[0]).__name__, name_of(recipe.objective)
     raise RecipeError(
         f"{recipe.data.train} holds rows of kind {kind}, which objective {name} does not learn from; choose one of: "
         f"{', '.join(fitting)}."

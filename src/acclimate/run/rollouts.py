@@ -11,7 +11,7 @@ from acclimate.data.template import Segment, Template, dialogue
 from acclimate.errors import DataError, RecipeError
 from acclimate.evaluation.predictor import bare, within
 from acclimate.models.load import Loaded
-from acclimate.objectives import GRPO, OBJECTIVES, PPO, RLOO, Spans
+from acclimate.objectives import GRPO, PPO, RLOO, Spans, name_of
 from acclimate.objectives import Reward as RewardModel
 from acclimate.recipe import Recipe
 from acclimate.rewards.reward import Reward, Weighted
@@ -65,7 +65,7 @@ def heard(recipe: Recipe) -> Recipe:
 
 def check_recipe(recipe: Recipe) -> None:
     """RecipeError for rollouts, rewards or ordinary text that nothing hears of, and for objectives that lack them."""
-    name = next(name for name, kind in OBJECTIVES.items() if type(recipe.objective) is kind)
+    name = name_of(recipe.objective)
     odd = _odd(recipe, name) if rolls(recipe) else _idle(recipe, name)
     if odd := odd or _strange(recipe, name):
         raise RecipeError(odd)

@@ -13,7 +13,7 @@ from torch import nn
 from acclimate.data.yaml_tables import build, compose, laid_over, overlay, plain
 from acclimate.errors import ModelError, RecipeError, unknown
 from acclimate.methods import METHODS, LoRA
-from acclimate.objectives import OBJECTIVES
+from acclimate.objectives import name_of
 from acclimate.recipe import Recipe, check, text_of
 from acclimate.run.best_rung import BestOf
 from acclimate.run.feature_rung import Features
@@ -281,9 +281,7 @@ def method_name(rung: Rung) -> str:
 
 def way(rung: Rung) -> str:
     """The objective's name in a recipe, or the method's where nothing trains."""
-    return (
-        next(n for n, o in OBJECTIVES.items() if o is type(rung.objective)) if tuned(rung.method) else method_name(rung)
-    )
+    return name_of(rung.objective) if tuned(rung.method) else method_name(rung)
 
 
 def slug(name: str) -> str:

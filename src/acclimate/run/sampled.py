@@ -7,7 +7,6 @@ drawn: a policy learns from these, so that nothing is spelled anew and a complet
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,18 @@ from acclimate.data.examples import Message, Ranking
 from acclimate.errors import DataError
 from acclimate.objectives import GRPO, LM, PPO, RLOO, SequenceLM, Spans
 from acclimate.recipe import Recipe
-from acclimate.run.parts import Part, Parts
+from acclimate.run.parts import Part, Parts, stamp
 from acclimate.tokens.codec import Encoded
 from acclimate.tokens.pairs import Compared
 
 FILE = "sampled.jsonl"
 TEMPLATE = "{{ prompt }}"  # of rows whose prompts have been through the task's already
-OTHERS = (LM, SequenceLM, PPO, GRPO, RLOO, Spans)  # objectives that compare no completions
+TEXTS = (LM, SequenceLM, PPO, GRPO, RLOO)  # objectives on rows that are no comparisons
 
 
 def learns(recipe: Recipe) -> bool:
     """Whether what the recipe learns from are comparisons of the model's own completions."""
-    return recipe.data.sampled is not None and not isinstance(recipe.objective, OTHERS)
+    return recipe.data.sampled is not None and not isinstance(recipe.objective, (*TEXTS, Spans))
 
 
 @dataclass(frozen=True)
@@ -119,5 +118,4 @@ def as_parts(rows: Sequence[Ranked]) -> Parts:
 
 
 def _part(name: str, rows: tuple[Ranking, ...]) -> Part:
-    stamp = sha256("".join(map(repr, rows)).encode("utf-8", "surrogatepass")).hexdigest()
-    return Part(f"sampled completions ({name})", rows, f"sha256:{stamp}", {})
+    return Part(f"sampled completions ({name})", rows, stamp(rows), {})

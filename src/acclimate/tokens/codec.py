@@ -170,8 +170,10 @@ def _anchor(tokenizer: Any) -> str:
 
 def refuse_control_tokens(codec: Codec, text: str, where: str) -> None:
     """A user's text must not hold the tokens that end a turn: the model would read them as commands."""
-    for token in codec.tokenizer.all_special_tokens:
-        if token and token in text:
-            raise DataError(
-                f"{where} contains the control token {token!r}, which would end or open a turn; take it out."
-            )
+    if token := control_token(codec, text):
+        raise DataError(f"{where} contains the control token {token!r}, which would end or open a turn; take it out.")
+
+
+def control_token(codec: Codec, text: str) -> str:
+    """The first of the tokenizer's special tokens that a text spells out; "" where it holds none."""
+    return next((token for token in codec.tokenizer.all_special_tokens if token and token in text), "")
