@@ -1,6 +1,7 @@
 """A batch is a set of examples; packing is invisible; losses equal slow loops written from the definition (G9–G14)."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from acclimate.models.outline import outline
 from acclimate.objectives import OBJECTIVES
 from acclimate.tokens.batch import pack, pad
 from acclimate.tokens.codec import Encoded
-from acclimate.tokens.schedule import passes, plan
+from acclimate.tokens.schedule import PADDING, even_passes, passes, plan
 from acclimate.training.fit import fit
 from tests import tiny
 from tests.hand import slow_logprobs
@@ -365,3 +366,17 @@ class TestPlan:
     def test_passes_cut_a_step_without_losing_rows(self):
         assert passes((0, 1, 2, 3), self.lengths, 14) == [(0, 1), (2, 3)]
         assert passes((4, 0), self.lengths, 3) == [(4,), (0,)]
+
+    @pytest.mark.parametrize("most", [60, 400, 4000])
+    def test_rows_that_are_padded_lie_beside_rows_of_their_length(self, most):
+        lengths = [7 * n % 60 + 1 for n in range(40)]
+        cut = even_passes(range(40), lengths, most)
+        sizes = [[lengths[row] for row in part] for part in cut]
+        assert sorted(row for part in cut for row in part) == list(range(40))
+        assert [size for part in sizes for size in part] == sorted(lengths)
+        assert all(max(part) * len(part) <= most for part in sizes)
+        assert all(max(part) * len(part) - sum(part) <= PADDING for part in sizes)
+        assert len(cut) < 40
+        if most == 4000:  # a pass ends only where its padding makes it
+            ends = [[*part, following[0]] for part, following in pairwise(sizes)]
+            assert all(max(part) * len(part) - sum(part) > PADDING for part in ends)

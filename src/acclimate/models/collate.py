@@ -19,10 +19,15 @@ def collate(
     if is_encoder_decoder(model):
         start = int(model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
         return pad_pairs(rows, fill, start, numbers).to(device)
-    if not outline(model).packs:
+    if not streams(model):
         return pad(rows, fill, numbers).to(device)
     shared = common(rows) if share and len(rows) > 1 and outline(model).shares and not _drops(model) else 0
     return pack(rows, numbers, shared if shared >= WORTH else 0).to(device)
+
+
+def streams(model: nn.Module) -> bool:
+    """Whether its batches are packed streams, in which nothing is padded."""
+    return not is_encoder_decoder(model) and outline(model).packs
 
 
 def _drops(model: nn.Module) -> bool:

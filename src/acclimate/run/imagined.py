@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acclimate.errors import RecipeError
 from acclimate.objectives.ppo import Experience
@@ -65,7 +65,8 @@ def updates(prepared: Prepared) -> list[tuple[int, ...]]:
     return found
 
 
-def loss(objective: Any, model: nn.Module, batch: Batch) -> None:
-    """What an objective on rollouts keeps for its backward pass, of a batch with nothing learned of it yet."""
+def loss(objective: Any, model: nn.Module, batch: Batch) -> Tensor:
+    """() what an objective on rollouts makes of a batch of which nothing is learned yet."""
     none = torch.zeros(len(batch.targets))
-    objective(model, Experience(batch, none, none, none, none, none))
+    total: Tensor = objective(model, Experience(batch, none, none, none, none, none)).total
+    return total

@@ -3,32 +3,31 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from acclimate.methods.delta import trainable
-from acclimate.models.logprobs import ROWS_AT_ONCE
+from acclimate.models.allocator import return_free_pages
 from acclimate.objectives import LM
 from acclimate.recipe import Recipe
 from acclimate.run import iterations, reference
 from acclimate.run.carry import installed
-from acclimate.run.imagined import ASSUMED, imagined, loss, updates
+from acclimate.run.imagined import ASSUMED, imagined, updates
+from acclimate.run.measure import measure
 from acclimate.run.prepare import Prepared, prepare
 from acclimate.run.rollouts import rolls
 from acclimate.run.sampled import learns
-from acclimate.run.train import collated, recompute
-from acclimate.tokens.schedule import passes, plan
+from acclimate.run.traced import Traced, traced
+from acclimate.run.train import collated, parts, set_mode
+from acclimate.tokens.schedule import plan
+from acclimate.training.frozen import reuse
 
 MB = 2**20
-HOLES = 1.9  # the heap of a CPU process grows to about so many times what is kept, as steps differ in length; measured
+HOLES = 0.7  # of what comes and goes in an update, lost between blocks of the heap; measured: 0.60 (full), 0.76 (LoRA)
 
 
 @dataclass(frozen=True)
@@ -43,28 +42,25 @@ class Forecast:
     total_parameters: int
     program: int
     weights: int
-    optimizer: int
-    paged: int  # of the optimizer, in a file
-    activations: int
-    logits: int
+    optimizer: int  # its states
+    paged: int  # of these, in a file
+    activations: int  # what one pass, the heaviest, keeps for its way back
+    activation_bytes_per_token: int  # of that pass
+    tensors: int  # the most that live at once: weights, states, gradients, activations and what is made in passing
     memory: int
     seconds: float
     assumed: str = ""
 
     def lines(self) -> list[str]:
         """For a person."""
-        parts = {
-            "program": self.program,
-            "weights": self.weights,
-            "gradients and optimizer": self.optimizer,
-            "activations": self.activations,
-            "logits": self.logits,
-        }
+        rest = self.tensors - self.weights - self.optimizer
+        parts = {"program": self.program, "weights": self.weights, "optimizer": self.optimizer, "updates": rest}
         return [
             f"rows: {', '.join(f'{name} {count:,}' for name, count in self.rows.items())}",
             f"steps: {self.steps:,}, tokens: {self.tokens:,}, of them scored: {self.scored_tokens:,}",
             f"trainable parameters: {self.trainable_parameters:,} of {self.total_parameters:,}",
             f"memory: about {self.memory / MB:,.0f} MB ({', '.join(f'{n} {b / MB:,.0f}' for n, b in parts.items())})",
+            f"activations: {self.activation_bytes_per_token / 1024:,.0f} KB a token, {self.activations / MB:,.0f} MB in one pass",
             *([f"paged: {self.paged / MB:,.0f} MB of the optimizer's states, in a file"] if self.paged else []),
             f"time: about {self.seconds / 60:.1f} minutes of training on this machine, evaluation before and after besides",
             *([self.assumed] if self.assumed else []),
@@ -72,27 +68,22 @@ class Forecast:
 
 
 def predict(recipe: Recipe) -> Forecast:
-    """The forecast for a recipe on this machine. The model is loaded; its step is only traced, without numbers."""
+    """The forecast for a recipe on this machine. The model is loaded; its updates are only traced, without numbers."""
     bare = imagined(prepare(recipe))
-    speed, on_cpu = _forward_rate(bare), not torch.cuda.is_available()
-    program = _resident() - _bytes(bare.model) if on_cpu else 0
+    speed, program = _forward_rate(bare), _program(bare)
     prepared, model = installed(bare)
     prepared = iterations.opened(imagined(prepared), model)
-    given, rows = prepared.recipe.training, prepared.train.rows
+    set_mode(prepared, model)
+    given, rows, opened = prepared.recipe.training, prepared.train.rows, trainable(model)
     sizes = [row.size for row in rows]
     steps = updates(prepared) if rolls(recipe) else plan(sizes, given.tokens_per_step, given.steps, given.seed)
-    cut = [part for step in steps for part in passes(step, sizes, given.tokens_per_pass)]
-    heaviest = max(cut, key=lambda part: (sum(sizes[i] for i in part), max(sizes[i] for i in part)))
+    cut = [_passes(prepared, model, step, sizes) for step in steps]
     tokens = sum(sizes[i] for step in steps for i in step)
-    opened = trainable(model)
-    kept = _saved(prepared, model, heaviest)
-    weights = _bytes(model) + _copied(prepared)
-    counted = sum(p.numel() for p in opened.values())
-    scored = max(sum(sum(rows[i].scored) for i in part) for part in cut)
-    wide = prepared.head.shape.width if prepared.head else int(prepared.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    logits = 3 * 4 * min(scored, ROWS_AT_ONCE) * wide
-    paged = 2 * 4 * counted if given.paged else 0
-    optimizer = 3 * 4 * counted - paged
+    counted, weights = sum(p.numel() for p in opened.values()), _bytes(model) + _copied(prepared)
+    total = sum(p.numel() for n, p in model.named_parameters() if ".delta." not in n)
+    heaviest, found = _traced(prepared, model, cut, sizes)
+    states, tensors = 2 * 4 * counted, found.most + _copied(prepared)
+    held = weights + (0 if given.paged else states)
     work = 3.2 if counted > weights / 20 else 2.7
     return Forecast(
         steps=given.steps,
@@ -100,17 +91,60 @@ def predict(recipe: Recipe) -> Forecast:
         scored_tokens=sum(sum(rows[i].scored) for step in steps for i in step),
         rows={name: len(getattr(prepared.parts, name).rows) for name in ("train", "dev", "test")},
         trainable_parameters=counted,
-        total_parameters=sum(p.numel() for n, p in model.named_parameters() if ".delta." not in n),
+        total_parameters=total,
         program=program,
         weights=weights,
-        optimizer=optimizer,
-        paged=paged,
-        activations=kept,
-        logits=logits,
-        memory=int(program + weights + optimizer + logits + (HOLES if on_cpu else 1.1) * kept),
+        optimizer=0 if given.paged else states,
+        paged=states if given.paged else 0,
+        activations=found.kept,
+        activation_bytes_per_token=found.kept // heaviest,
+        tensors=tensors,
+        memory=int(program + tensors + (HOLES if program else 0.1) * (tensors - held)),
         seconds=(work * tokens + _asked(prepared, tokens)) / speed,
         assumed=ASSUMED if rolls(recipe) or learns(recipe) else "",
     )
+
+
+def _passes(prepared: Prepared, model: nn.Module, step: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """A step as what goes through the model at once."""
+    if reference.holds(prepared.train.rows):
+        return reference.parts(prepared, model, step, prepared.train.rows)
+    return parts(prepared, model, step, sizes)
+
+
+def _traced(
+    prepared: Prepared, model: nn.Module, cut: Sequence[Sequence[tuple[int, ...]]], sizes: Sequence[int]
+) -> tuple[int, Traced]:
+    """The tokens of the heaviest pass, and what it takes, twice over where an update has several."""
+    weigh = lambda part: (sum(sizes[i] for i in part), max(sizes[i] for i in part))  # noqa: E731
+    step = max(cut, key=lambda parts: max(map(weigh, parts)))
+    part = max(step, key=weigh)
+    apart = rolls(prepared.recipe) or reference.holds(prepared.train.rows)
+    stands = not apart and reuse(model, prepared.train.rows, cut).possible
+    met = [row for parts in cut for part in parts for row in part] if stands else []
+    if reference.holds(prepared.train.rows):
+        reference.quiet(prepared, model)
+    return sum(sizes[i] for i in part), traced(prepared, model, part, min(2, len(step)), met)
+
+
+def _program(prepared: Prepared) -> int:
+    """Bytes of this process besides the model, once it has loaded what the run will: one row is asked and judged.
+
+    Not by rewards, which may be somebody's server. 0 where there is a GPU, whose memory is what is forecast then.
+    """
+    if torch.cuda.is_available():
+        return 0
+    found, pairs = prepared.parts, prepared.pairs
+    one = replace(
+        prepared,
+        recipe=replace(prepared.recipe, evaluation=replace(prepared.recipe.evaluation, forgetting=False)),
+        parts=replace(found, test=replace(found.test, rows=found.test.rows[:1])),
+        pairs=pairs and replace(pairs, test=pairs.test[:1]),
+    )
+    if prepared.rolled is None:
+        measure(one, prepared.model, lambda what, count: lambda done: None)
+    return_free_pages()
+    return _resident() - _bytes(prepared.model)
 
 
 def _copied(prepared: Prepared) -> int:
@@ -122,72 +156,6 @@ def _copied(prepared: Prepared) -> int:
 def _asked(prepared: Prepared, tokens: int) -> float:
     """Tokens of the completions of rollouts that policy and reference are asked about before anything is learned."""
     return 2 * tokens / prepared.recipe.rollouts.epochs if rolls(prepared.recipe) else 0.0
-
-
-def _saved(prepared: Prepared, model: nn.Module, part: tuple[int, ...]) -> int:
-    """Bytes that the backward pass of one pass over `part` needs kept, counted on tensors without content."""
-    rows = prepared.train.rows
-    model.train(not rolls(prepared.recipe))
-    batch = collated(prepared, model, [rows[i] for i in part], part)
-    if prepared.recipe.training.checkpointing:
-        recompute(model)
-    if reference.holds(prepared.train.rows):
-        reference.quiet(prepared, model)
-    found: dict[int, Tensor] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _mixed(prepared, model):
-        own = _hollow(model, mode)
-        moved: dict[str, Any] = {k: mode.from_tensor(v) for k, v in vars(batch).items() if isinstance(v, Tensor)}
-        with _counting(found, own), _NothingStrange():  # type: ignore[no-untyped-call]
-            hollow = replace(batch, **moved)
-            if rolls(prepared.recipe):
-                loss(prepared.objective, model, hollow)
-            else:
-                prepared.objective(model, hollow)
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
-
-
-def _hollow(model: nn.Module, mode: FakeTensorMode) -> set[int]:
-    """Take the content out of every tensor of `model`, which is of no other use then; returns their storages."""
-    fakes: dict[int, Any] = {}
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in fakes:
-                    fake = mode.from_tensor(tensor.detach())
-                    fakes[id(tensor)] = (
-                        nn.Parameter(fake, tensor.requires_grad) if table is module._parameters else fake
-                    )
-                table[name] = fakes[id(tensor)]
-    return {tensor.untyped_storage()._cdata for tensor in fakes.values()}
-
-
-class _NothingStrange(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tensors without content answer no to every question about their numbers, such as whether an id is out of place."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        return False if func is torch.ops.aten._local_scalar_dense.default else func(*given, **(named or {}))
-
-
-@contextmanager
-def _counting(found: dict[int, Tensor], own: set[int]) -> Iterator[None]:
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in own:
-            found[storage] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield
-
-
-@contextmanager
-def _mixed(prepared: Prepared, model: nn.Module) -> Iterator[None]:
-    wide = any(p.requires_grad and ".delta." not in n for n, p in model.named_parameters())
-    on = wide and prepared.recipe.training.precision == "bfloat16"
-    with torch.autocast("cpu", torch.bfloat16, enabled=on):
-        yield
 
 
 @torch.no_grad()

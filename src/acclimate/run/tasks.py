@@ -282,9 +282,10 @@ def collated(task: HeadTask, model: nn.Module, rows: Sequence[Any], numbers: Seq
 def loss(task: HeadTask, model: nn.Module, rows: Sequence[Any], at_once: int = 16) -> float:
     """The objective's mean over `rows`, nothing trained."""
     total = count = 0.0
+    alike = sorted(rows, key=lambda row: row.size)
     with evaluating(model):
         for start in range(0, len(rows), at_once):
-            found = task.objective(model, collated(task, model, rows[start : start + at_once]))
+            found = task.objective(model, collated(task, model, alike[start : start + at_once]))
             total, count = total + float(found.total), count + float(found.count)
     return total / count
 

@@ -13,7 +13,7 @@ from acclimate.generation.score import score
 from acclimate.methods.artifact import fill, tensors
 from acclimate.methods.delta import trainable
 from acclimate.models.allocator import forget_peak, peak, return_free_pages
-from acclimate.models.collate import collate
+from acclimate.models.collate import collate, streams
 from acclimate.models.outline import trunk_of
 from acclimate.models.policy import VALUE, drop_value_head
 from acclimate.recipe import Training
@@ -23,7 +23,7 @@ from acclimate.run.prepare import Prepared
 from acclimate.run.rollouts import rolls
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
-from acclimate.tokens.schedule import passes, plan
+from acclimate.tokens.schedule import even_passes, passes, plan
 from acclimate.training import optim
 from acclimate.training.checkpoint import append_line, clean, load, newest, save, sync, truncate_log
 from acclimate.training.fit import Step, fit
@@ -65,7 +65,7 @@ def train(
     optimizer = optim.adamw(trainable(model), given.rate, decay=given.decay, pages=pages)
     torch.manual_seed(given.seed)
     start, spent = _begin(model, optimizer, run, said)
-    _set_mode(prepared, model)
+    _set_off(prepared, model)
     begun = time.perf_counter() - spent.seconds
     reached, told = start, dict[str, float]()
 
@@ -113,13 +113,19 @@ def _keep(run: RunFolder, step: int, model: nn.Module, optimizer: torch.optim.Op
     save(run.checkpoints, step, state(model, optimizer), vars(spent))
 
 
-def _set_mode(prepared: Prepared, model: Any) -> None:
+def _set_off(prepared: Prepared, model: Any) -> None:
+    """The peak is that of training alone: what came before has given its pages back."""
+    set_mode(prepared, model)
+    return_free_pages()
+    forget_peak()
+
+
+def set_mode(prepared: Prepared, model: Any) -> None:
     """Dropout as the run has it: none where the probabilities of completions are compared with those they were drawn by."""
     model.train(not rolls(prepared.recipe))
     _quiet(model)
     if prepared.recipe.training.checkpointing:
         recompute(model)
-    forget_peak()
 
 
 def _quiet(model: Any) -> None:
@@ -177,7 +183,7 @@ def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str
                 prepared, model, rows, reference.parts(prepared, model, step, rows), autocast(model, given)
             )
         return
-    cut = [passes(chosen, sizes, given.tokens_per_pass) for chosen in planned]
+    cut = [parts(prepared, model, chosen, sizes) for chosen in planned]
 
     def made(part: tuple[int, ...]) -> Batch:
         return collated(prepared, model, [rows[i] for i in part], part)
@@ -189,6 +195,12 @@ def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str
         yield from cached_groups(model, cut, made, start)
     else:
         yield from ([made(part) for part in parts] for parts in cut[start:])
+
+
+def parts(prepared: Prepared, model: nn.Module, step: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The rows of a step as what goes through the model at once."""
+    padded = prepared.head is not None or not streams(model)
+    return (even_passes if padded else passes)(step, sizes, prepared.recipe.training.tokens_per_pass)
 
 
 def collated(prepared: Prepared, model: nn.Module, rows: Sequence[Encoded], numbers: Sequence[int] = ()) -> Batch:

@@ -6,6 +6,8 @@ import numpy as np
 
 from acclimate.errors import DataError
 
+PADDING = 96  # tokens: computing so many for nothing costs about what one more pass through a small model does
+
 
 def epochs(count: int, seed: int, epoch: int) -> list[int]:
     """The order of `count` rows in one pass over the data."""
@@ -49,6 +51,26 @@ def passes(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) ->
     used = 0
     for row in rows:
         if cut[-1] and used + lengths[row] > tokens_per_pass:
+            cut.append([])
+            used = 0
+        cut[-1].append(row)
+        used += lengths[row]
+    return [tuple(part) for part in cut if part]
+
+
+def even_passes(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int) -> list[tuple[int, ...]]:
+    """As `passes`, for rows that are padded to the longest beside them: rows of like length together, shorter ones first.
+
+    Padding counts among the tokens of a pass, which ends before it has more than PADDING of it.
+
+    >>> even_passes(range(6), [300, 100, 310, 100, 110, 290], 1000), even_passes(range(3), [3, 9, 4], 15)
+    ([(1, 3, 4), (5, 0, 2)], [(0, 2), (1,)])
+    """
+    cut: list[list[int]] = [[]]
+    used = 0
+    for row in sorted(rows, key=lengths.__getitem__):
+        padded, real = lengths[row] * (len(cut[-1]) + 1), used + lengths[row]
+        if cut[-1] and (padded > tokens_per_pass or padded - real > PADDING):
             cut.append([])
             used = 0
         cut[-1].append(row)
