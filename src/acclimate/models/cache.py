@@ -6,15 +6,29 @@ id, so a pad that equals a terminator, or a terminator inside a prompt, changes 
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError
+from acclimate.models.kernels import Product, products, using
+from acclimate.models.memory import make_room
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What every step of a batch asks of the model, found once.
+
+    accepted: what its forward can be given. products: its linear layers that compiled kernels serve.
+    """
+
+    accepted: frozenset[str]
+    modules: tuple[nn.Module, ...]
+    products: dict[nn.Linear, Product]
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,7 @@ class Past:
 
     cache: Any
     mask: Tensor
+    reader: Reader
     encoded: Tensor | None = None
 
 
@@ -56,7 +71,13 @@ def starts(model: nn.Module, prompt: Sequence[int]) -> Sequence[int]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off inside the `with`; every module's mode is as it was found afterwards."""
-    training = [module for module in model.modules() if module.training]
+    with _still(model.modules()):
+        yield
+
+
+@contextmanager
+def _still(modules: Iterable[nn.Module]) -> Iterator[None]:
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:
@@ -70,15 +91,16 @@ def prefill(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> tup
     """Read the prompts: logits (rows, vocab) of the first token to write, float32 or wider, and the memory of them."""
     config: Any = model.config
     device = next(model.parameters()).device
+    reader = _reader(model)
     if not config.is_encoder_decoder:
         ids, mask = (part.to(device) for part in padded(prompts, pad, left=True))
-        return _forward(model, ids, Past(None, mask))
+        return _forward(model, ids, Past(None, mask, reader))
     ids, mask = (part.to(device) for part in padded(prompts, pad, left=False))
     start = torch.tensor([starts(model, prompt) for prompt in prompts], device=device)
     encoder: Any = model.get_encoder
     with evaluating(model), torch.no_grad():
         encoded = encoder()(input_ids=ids, attention_mask=mask)[0]
-    return _forward(model, start, Past(None, mask, encoded))
+    return _forward(model, start, Past(None, mask, reader, encoded))
 
 
 def extend(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
@@ -86,14 +108,15 @@ def extend(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     grown = past.mask
     if past.encoded is None:
         grown = torch.cat([past.mask, past.mask.new_ones(len(ids), 1)], dim=1)
-    return _forward(model, ids[:, None], Past(past.cache, grown, past.encoded))
+    return _forward(model, ids[:, None], replace(past, mask=grown))
 
 
 def select(past: Past, rows: Sequence[int]) -> Past:
     """The memory of these rows, in this order; a row may be dropped or named several times."""
     index = torch.tensor(rows, device=past.mask.device)
     past.cache.reorder_cache(index)
-    return Past(past.cache, past.mask[index], None if past.encoded is None else past.encoded[index])
+    encoded = None if past.encoded is None else past.encoded[index]
+    return replace(past, mask=past.mask[index], encoded=encoded)
 
 
 def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -111,9 +134,14 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tens
     return torch.tensor(ids), torch.tensor(mask)
 
 
+def _reader(model: nn.Module) -> Reader:
+    modules = tuple(model.modules())
+    return Reader(frozenset(inspect.signature(model.forward).parameters), modules, products(modules))
+
+
 def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     inputs: dict[str, Any] = {"attention_mask": past.mask, "past_key_values": past.cache, "use_cache": True}
-    accepted = inspect.signature(model.forward).parameters
+    accepted = past.reader.accepted
     if past.encoded is not None:
         inputs |= {"decoder_input_ids": ids, "encoder_outputs": (past.encoded,)}
     else:
@@ -123,10 +151,11 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1
     # no_grad, not inference_mode: a buffer that a forward fills (rotary frequencies) must stay usable in training.
-    with evaluating(model), torch.no_grad():
+    with _still(past.reader.modules), using(past.reader.products), torch.no_grad():
         output = model(**inputs)
     logits = output.logits[:, -1]
     if not bool(logits.amax(-1).isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes NaN or infinite logits; its weights or its inputs are sick.")
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide, Past(output.past_key_values, past.mask, past.encoded)
+    cache = make_room(output.past_key_values) if past.cache is None else output.past_key_values
+    return wide, replace(past, cache=cache)

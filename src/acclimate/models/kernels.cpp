@@ -1,0 +1,127 @@
+// y = x wᵀ + b for few rows: weights are read once, sums are float32, vectors are as wide as the machine's.
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#elif defined(__AVX__)
+constexpr int L = 8;
+#else
+constexpr int L = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * L), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * L), aligned(2), may_alias));
+typedef float Quad __attribute__((vector_size(16)));
+
+struct Single {
+  typedef float number;
+  static constexpr int step = L;
+  static Floats part(const float* w, int) { return *(const Floats*)w; }
+  static float one(float w) { return w; }
+};
+
+// bfloat16 is the upper half of a float32; of a vector of pairs the even numbers are shifted, the odd ones masked.
+struct Half {
+  typedef uint16_t number;
+  static constexpr int step = 2 * L;
+  static Floats part(const uint16_t* w, int odd) {
+    Words pairs = *(const Words*)w;
+    return (Floats)(odd ? pairs & 0xffff0000u : pairs << 16);
+  }
+  static float one(uint16_t w) {
+    uint32_t word = uint32_t(w) << 16;
+    float value;
+    memcpy(&value, &word, 4);
+    return value;
+  }
+  static uint16_t rounded(float value) {  // to the nearest, to even between two
+    uint32_t word;
+    memcpy(&word, &value, 4);
+    return value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+  }
+};
+
+static float total(Floats v) {
+  Quad quads[L / 4];
+  memcpy(quads, &v, sizeof v);
+  for (int q = 1; q < L / 4; q++) quads[0] += quads[q];
+  return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
+}
+
+// R rows of x times C rows of w; the weights that come next are fetched meanwhile.
+template <int R, int C, class W, class N = typename W::number>
+static void tile(const float* x, const N* w, const float* b, float* y, long k, long n, bool fetch) {
+  Floats sums[R][C] = {};
+  long i = 0;
+  for (; i + W::step <= k; i += W::step)
+    for (int p = 0; p < W::step / L; p++) {
+      Floats column[C];
+      for (int c = 0; c < C; c++) {
+        column[c] = W::part(w + c * k + i, p);
+        if (fetch && !p) __builtin_prefetch(w + (c + C) * k + i);
+      }
+      for (int r = 0; r < R; r++) {
+        Floats row = *(const Floats*)(x + r * k + i + p * L);
+        for (int c = 0; c < C; c++) sums[r][c] += row * column[c];
+      }
+    }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) {
+      float sum = total(sums[r][c]) + (b ? b[c] : 0);
+      for (long t = i; t < k; t++) sum += x[r * k + t] * W::one(w[c * k + t]);
+      y[r * n + c] = sum;
+    }
+}
+
+template <int C, class W, class N = typename W::number>
+static void strip(const float* x, const N* w, const float* b, float* y, long m, long k, long n) {
+  bool first = true;
+  for (; m >= 4; m -= 4, x += 4 * k, y += 4 * n, first = false) tile<4, C, W>(x, w, b, y, k, n, first);
+  if (m == 3) tile<3, C, W>(x, w, b, y, k, n, first);
+  if (m == 2) tile<2, C, W>(x, w, b, y, k, n, first);
+  if (m == 1) tile<1, C, W>(x, w, b, y, k, n, first);
+}
+
+template <int C, class W, class N = typename W::number>
+static void strips(const float* x, const N* w, const float* b, float* y, long m, long k, long n, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (m * n * k > 65536)
+  for (long s = 0; s < (n + C - 1) / C; s++) {
+    long j = s * C;
+    if (j + C <= n)
+      strip<C, W>(x, w + j * k, b ? b + j : b, y + j, m, k, n);
+    else
+      for (; j < n; j++) strip<1, W>(x, w + j * k, b ? b + j : b, y + j, m, k, n);
+  }
+}
+
+// 64 rows at a time, which stay in the cache while all weights pass by.
+template <class W, class N = typename W::number>
+static void product(const float* x, const N* w, const float* b, float* y, long m, long k, long n, int threads) {
+  for (; m > 0; m -= 64, x += 64 * k, y += 64 * n)
+    if (m == 1)
+      strips<6, W>(x, w, b, y, m, k, n, threads);
+    else
+      strips<3, W>(x, w, b, y, m < 64 ? m : 64, k, n, threads);
+}
+
+// x (m, k), w (n, k), b (n) or null, y (m, n), all contiguous.
+extern "C" void product_float32(
+    const float* x, const float* w, const float* b, float* y, long m, long k, long n, int threads) {
+  product<Single>(x, w, b, y, m, k, n, threads);
+}
+
+extern "C" void product_bfloat16(
+    const uint16_t* x, const uint16_t* w, const uint16_t* b, uint16_t* y, long m, long k, long n, int threads) {
+  std::vector<float> rows(m * k), offset(b ? n : 0), sums(m * n);
+  for (long i = 0; i < m * k; i++) rows[i] = Half::one(x[i]);
+  for (long r = 0; r < m; r++)
+    for (long i = r * k; i + 2 * L <= (r + 1) * k; i += 2 * L)  // of each 2L numbers the even ones first
+      for (int l = 0; l < L; l++) {
+        rows[i + l] = Half::one(x[i + 2 * l]);
+        rows[i + L + l] = Half::one(x[i + 2 * l + 1]);
+      }
+  for (long i = 0; i < long(offset.size()); i++) offset[i] = Half::one(b[i]);
+  product<Half>(rows.data(), w, b ? offset.data() : nullptr, sums.data(), m, k, n, threads);
+  for (long i = 0; i < m * n; i++) y[i] = Half::rounded(sums[i]);
+}

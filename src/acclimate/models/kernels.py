@@ -1,0 +1,185 @@
+"""Matrix products of few rows on a CPU, compiled on the machine that uses them.
+
+A decoding step multiplies a few rows by every weight of the model: it is bound by reading weights, and by what a
+library of large products does before it begins. kernels.cpp reads float32 or bfloat16 weights as they lie and sums in
+float32. Without a compiler, or where PyTorch is faster, PyTorch multiplies.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.data import sources
+
+COMPILER = "g++"
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+SOURCE = Path(__file__).with_suffix(".cpp")
+PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
+WORTH = 1.1  # times as fast that the kernels must be to be chosen
+DTYPES = (torch.float32, torch.bfloat16)
+
+Product = Callable[[Tensor], Tensor]
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """The compiled kernels, from the cache or built now in a few seconds; or why there are none, in a few words."""
+    compiler = shutil.which(COMPILER)
+    if compiler is None:
+        return f"{COMPILER} is not installed"
+    try:
+        loaded = ctypes.CDLL(str(_built(compiler)))
+    except (OSError, subprocess.SubprocessError) as problem:
+        return f"{COMPILER} does not build them: {' '.join(str(problem).split())[:200]}"
+    for dtype in DTYPES:
+        function = _function(loaded, dtype)
+        function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_long] * 3, ctypes.c_int]
+        function.restype = None
+    return loaded
+
+
+def _built(compiler: str) -> Path:
+    """The library's file. The key holds the source and what the compiler says of its version and of this processor."""
+    told = _run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
+    key = sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + told).hexdigest()[:16]
+    path = sources.cache() / "kernels" / f"{key}.so"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            _run(compiler, *FLAGS, str(SOURCE), "-o", str(made))
+            made.replace(path)
+    return path
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
+
+
+def _function(loaded: ctypes.CDLL, dtype: torch.dtype) -> Any:
+    return loaded.product_float32 if dtype == torch.float32 else loaded.product_bfloat16
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weightᵀ + bias, (…, k) → (…, n): what F.linear computes, without a graph; summed in float32 and rounded once.
+
+    weight: (n, k). All on the CPU, contiguous, of one dtype of DTYPES. Asked only where `library` has kernels.
+    """
+    loaded = library()
+    assert isinstance(loaded, ctypes.CDLL)
+    n, k = weight.shape
+    y = x.new_empty(*x.shape[:-1], n)
+    function = _function(loaded, weight.dtype)
+    offset = None if bias is None else bias.data_ptr()
+    m, threads = x.numel() // k, torch.get_num_threads()
+    function(x.data_ptr(), weight.data_ptr(), offset, y.data_ptr(), m, k, n, threads)
+    return y
+
+
+@cache
+def limit(dtype: torch.dtype) -> int:
+    """The most rows for which this machine multiplies weights of `dtype` faster here than in PyTorch; 0 for none.
+
+    Tried once a machine and kept beside the library: other kernels round otherwise, and a run that goes on in another
+    process is to compute the same bits. Who writes it down first decides.
+    """
+    loaded = library()
+    if dtype not in DTYPES or isinstance(loaded, str):
+        return 0
+    kept = Path(loaded._name).with_suffix(f".{str(dtype).removeprefix('torch.')}")
+    if not kept.is_file():
+        with TemporaryDirectory(dir=kept.parent) as folder, suppress(FileExistsError):
+            made = Path(folder) / kept.name
+            made.write_text(str(_tried(dtype)), encoding="utf-8")
+            os.link(made, kept)
+    return int(kept.read_text(encoding="utf-8"))
+
+
+def _tried(dtype: torch.dtype) -> int:
+    """On a small matrix, in about a tenth of a second. One thread, as in `precision.rate`.
+
+    sys.maxsize where it is twice as fast at the last: there PyTorch has to emulate the dtype.
+    """
+    weight = torch.linspace(-1, 1, 2048 * 576).sin().reshape(2048, 576).to(dtype)
+    most, threads = 0, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for rows in PROBED:
+            x = torch.linspace(-1, 1, rows * 576).cos().reshape(rows, 576).to(dtype)
+            plain, fast = _times(lambda: nn.functional.linear(x, weight), lambda: product(x, weight))  # noqa: B023
+            if WORTH * fast > plain:
+                return most
+            most = rows
+        return sys.maxsize if 2 * fast < plain else most
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _times(*works: Callable[[], object], seconds: float = 0.01) -> list[float]:
+    """The best seconds of this thread for each, taken in turns, three at least; others who work beside do not count."""
+    best, until, turn = [float("inf")] * len(works), time.thread_time() + seconds, 0
+    while turn < 3 or time.thread_time() < until:
+        for place, work in enumerate(works):
+            begun = time.thread_time()
+            work()
+            best[place] = min(best[place], time.thread_time() - begun)
+        turn += 1
+    return best
+
+
+def describe() -> str:
+    """What was decided for this machine, in a line."""
+    found = library()
+    if isinstance(found, str):
+        return f"PyTorch's ({found})"
+    said = {0: "PyTorch's", sys.maxsize: "compiled"}
+    kinds = ((str(dtype).removeprefix("torch."), limit(dtype)) for dtype in DTYPES)
+    return ", ".join(f"{name} {said.get(most, f'compiled up to {most} rows')}" for name, most in kinds)
+
+
+def products(modules: Iterable[nn.Module]) -> dict[nn.Linear, Product]:
+    """A forward for each plain linear layer on the CPU that the kernels may serve; empty where they serve none."""
+    plain = [m for m in modules if type(m) is nn.Linear and "forward" not in vars(m) and m.weight.is_cpu]
+    return {module: _forward(module) for module in plain if limit(module.weight.dtype)}
+
+
+def _forward(module: nn.Linear) -> Product:
+    most = limit(module.weight.dtype)
+
+    def forward(input: Tensor) -> Tensor:
+        weight, bias = module.weight, module.bias
+        few = input.numel() <= most * weight.shape[1]
+        if few and all(part is None or _plain(part, weight.dtype) for part in (input, weight, bias)):
+            return product(input, weight, bias)
+        return nn.Linear.forward(module, input)
+
+    return forward
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.dtype == dtype and tensor.is_contiguous() and tensor.is_cpu
+
+
+@contextmanager
+def using(chosen: dict[nn.Linear, Product]) -> Iterator[None]:
+    """These layers compute by their `products` inside the `with`; whatever hooks ride on them go on to answer."""
+    for module, forward in chosen.items():
+        vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in chosen:
+            del vars(module)["forward"]
