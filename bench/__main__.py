@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from bench.machine import machine
 from bench.material import write
 from bench.page import page
 from bench.process import SideProcess
-from bench.timing import Times, apart, ratio
+from bench.timing import Times, apart, ratio, share
 from bench.works import OURS, WORKS, Work
 
 
-def measured(name: str, work: Work, folder: Path, repeats: int) -> dict[str, Any]:
+def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[str, Any]) -> dict[str, Any]:
     """One row of bench.json. All sides are set up; then each works once in its turn, and again, `repeats` times.
 
     Where a side does not compute what ours computes, the row says how far it is apart and has no times of it.
@@ -21,12 +22,12 @@ def measured(name: str, work: Work, folder: Path, repeats: int) -> dict[str, Any
     sides = {who: SideProcess(peer, folder, folder / f"{name}-{who}.log") for who, peer in work.sides.items()}
     found = {who: apart(sides[OURS].parity, side.parity) for who, side in sides.items() if who != OURS}
     equal = {who for who, far in found.items() if all(far[key] <= most for key, most in work.parity.items())}
-    rounds: dict[str, list[tuple[float, float]]] = {who: [] for who in sides if who == OURS or who in equal}
+    rounds: dict[str, list[dict[str, float]]] = {who: [] for who in sides if who == OURS or who in equal}
     for _ in range(repeats + 1):
         for who in rounds:
             rounds[who].append(sides[who].go())
     memory = {who: side.stop() for who, side in sides.items()}
-    times = {who: Times(*map(tuple, zip(*done[1:], strict=True))) for who, done in rounds.items()}
+    times = {who: Times.of(done[1:]) for who, done in rounds.items()}
     tables = {who: given.table(sides[who].setting_up, memory[who]) for who, given in times.items()}
     return {
         "work": name,
@@ -35,6 +36,7 @@ def measured(name: str, work: Work, folder: Path, repeats: int) -> dict[str, Any
         "ours": tables[OURS],
         "peers": {who: tables[who] for who in tables if who != OURS},
         "ratio": {who: ratio(times[OURS], times[who]) for who in times if who != OURS},
+        "share_of_limit": share(rounds[OURS][1:], limits),
         "memory_ratio": {who: memory[OURS] / memory[who] for who in times if who != OURS},
         "parity": found,
         "unequal": sorted(set(found) - equal),
@@ -51,7 +53,7 @@ def main() -> None:
     write(given.out / "material")
     found: dict[str, Any] = {"machine": machine(), "rows": []}
     for name in given.work or WORKS:
-        row = measured(name, WORKS[name], given.out / "material", given.repeats)
+        row = measured(name, WORKS[name], given.out / "material", given.repeats, found["machine"])
         found["rows"].append(row)
         (given.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (given.out / "bench.html").write_text(page(found), encoding="utf-8")

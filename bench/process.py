@@ -38,15 +38,14 @@ class SideProcess:
         self.parity: dict[str, Any] = ready["parity"]
         self.setting_up: float = ready["seconds"]
 
-    def go(self) -> tuple[float, float]:
-        """Seconds and units of one repetition."""
-        said = self._ask("go")
-        return said["seconds"], said["units"]
+    def go(self) -> dict[str, float]:
+        """Seconds and units of one repetition; of ours also its flops and the bytes of weights that it has to read."""
+        return self._ask("go")
 
     def stop(self) -> int:
         """Ends the side; the most memory that it held, in bytes."""
         said = self._ask("stop")
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=600)
         self._log.close()
         return int(said["peak_memory_bytes"])
 

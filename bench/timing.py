@@ -1,8 +1,9 @@
 """Times of two sides, measured in turns, as ratios with their spread. Pure functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 PARITY = 1e-4  # relative, of what both sides must compute alike
 
@@ -13,6 +14,11 @@ class Times:
 
     seconds: tuple[float, ...]
     units: tuple[float, ...]
+
+    @classmethod
+    def of(cls, done: Sequence[Mapping[str, float]]) -> "Times":
+        """Of what a side said of each repetition."""
+        return cls(tuple(one["seconds"] for one in done), tuple(one["units"] for one in done))
 
     @property
     def rates(self) -> list[float]:
@@ -40,6 +46,17 @@ def ratio(ours: Times, theirs: Times) -> dict[str, float]:
     """
     found = [mine / other for mine, other in zip(ours.rates, theirs.rates, strict=True)]
     return {"median": median(found), "least": min(found), "most": max(found)}
+
+
+def share(done: Sequence[Mapping[str, float]], limits: Mapping[str, Any]) -> float | None:
+    """The median share of the machine's limit: the least seconds that flops or bytes would take, to those taken.
+
+    >>> share([{"seconds": 2.0, "flops": 3e9}], {"gemm_float32": 2e9, "copy_bytes_per_second": 1e9})
+    0.75
+    """
+    rates = {"flops": float(limits["gemm_float32"]), "bytes": float(limits["copy_bytes_per_second"])}
+    found = [max(one.get(name, 0.0) / rate for name, rate in rates.items()) / one["seconds"] for one in done]
+    return median(found) if any(found) else None
 
 
 def apart(ours: Mapping[str, object], theirs: Mapping[str, object]) -> dict[str, float]:

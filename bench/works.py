@@ -53,21 +53,87 @@ def _decode(batch: int) -> Work:
     )
 
 
+def _asked(what: str, pairs: str, endings: int) -> Work:
+    same: Mapping[str, Any] = {"pairs": pairs, "endings": endings}
+    return Work(
+        f"log-likelihoods of {what}",
+        "endings",
+        {
+            OURS: Peer("ours", "choices", options=same),
+            "lm-eval-default": Peer("lm_eval", "choices", options=same),
+            "lm-eval-tuned": Peer("lm_eval", "choices", options={**same, "batch": 16}),
+        },
+        {"best": 0.0, "total": PARITY},
+    )
+
+
+def _aligned(about: str, unit: str, name: str, tuned: Mapping[str, Any], parity: Mapping[str, float]) -> Work:
+    """A row whose peer is TRL's trainer of that name, as it comes and as an expert has it."""
+    module = "trl_ppo" if name == "ppo" else "trl_alignment"
+    environment = "trl_ppo" if name == "ppo" else "trl"
+    return Work(
+        about,
+        unit,
+        {
+            OURS: Peer("ours_alignment", name),
+            "trl-default": Peer(module, name, environment),
+            "trl-tuned": Peer(module, name, environment, tuned),
+        },
+        parity,
+    )
+
+
 WORKS: dict[str, Work] = {
     "sft-lora": _sft(True),
     "sft-full": _sft(False),
+    "dpo": _aligned(
+        "DPO with LoRA on articles and two summaries, four pairs an update, the base as the reference; tuned, TRL has asked "
+        "the reference of all rows before the clock starts",
+        "pairs",
+        "dpo",
+        {"checkpointing": False, "known": True},
+        {"loss": PARITY, "norm": PARITY},
+    ),
+    "reward": _aligned(
+        "a reward model with LoRA on the same pairs, four an update, from the same starting head",
+        "pairs",
+        "reward",
+        {"checkpointing": False},
+        {"loss": PARITY, "norm": PARITY},
+    ),
+    "grpo": _aligned(
+        "a GRPO step: 16 completions of 32 tokens, four a prompt, LoRA, no penalty, a reward that counts words. Each side "
+        "samples its own; compared are the gradient and the mean reward of 16 completions that both are given first (their "
+        "loss is 0)",
+        "completions",
+        "grpo",
+        {"checkpointing": False},
+        {"norm": PARITY, "reward": PARITY, "ids": 0.0},
+    ),
+    "ppo": _aligned(
+        "a PPO iteration: 16 completions of 32 tokens, learned from twice, LoRA, a reward that counts words. Our value head "
+        "is on the policy's trunk, TRL's value model has its own (tuned: frozen), so the updates differ; compared are the "
+        "mean reward and the distance from the reference of 16 completions that both are given first",
+        "completions",
+        "ppo",
+        {"value_trunk": False},
+        {"reward": PARITY, "kl": PARITY, "ids": 0.0},
+    ),
     "decode-1": _decode(1),
     "decode-8": _decode(8),
     "decode-32": _decode(32),
-    "choices": Work(
-        "log-likelihoods of the four endings of 100 HellaSwag rows",
-        "endings",
+    "choices": _asked("the four endings of 100 HellaSwag rows", "pairs.jsonl", 4),
+    "few-shot": _asked("two labels of 40 sentences, each after the same eight worked examples", "shots.jsonl", 2),
+    "novelty": Work(
+        "which of 600 instructions and sentences are new, by ROUGE-L below 0.7 with all that were kept; tuned, rouge_score "
+        "cuts each into words once",
+        "texts",
         {
-            OURS: Peer("ours", "choices"),
-            "lm-eval-default": Peer("lm_eval", "choices"),
-            "lm-eval-tuned": Peer("lm_eval", "choices", options={"batch": 16}),
+            OURS: Peer("novelty", "ours"),
+            "rouge-score-default": Peer("novelty", "rouge_score"),
+            "rouge-score-tuned": Peer("novelty", "rouge_score", options={"words_once": True}),
         },
-        {"best": 0.0, "total": PARITY},
+        {"kept": 0.0},
     ),
     "head-epoch": Work(
         "a later epoch of training a classifier on a frozen trunk, against running the trunk at every epoch",

@@ -1,16 +1,31 @@
 """The benchmark's own parts: two sides in processes of their own, in turns, and what their times say."""
 
 import json
+import math
 import subprocess
 import sys
+import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
+from bench.lines import read
+from bench.material import align
 from bench.page import page
+from bench.shared import around, best, given, reward_of, spare
+from bench.sides import ours_alignment
+from bench.sides.trainers import turns
 from bench.timing import Times, apart, ratio
 from bench.works import OURS, WORKS
+from safetensors.torch import load_file
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import spelling, tiny
 
 ROOT = Path(__file__).parents[1]
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "good", "bad", "film")
 SIDE = """
 import time
 from bench.turns import serve
@@ -76,3 +91,122 @@ def test_the_page_says_whose_times_do_not_count() -> None:
     assert "a &lt; b" in found
     assert "<b>3.00</b>" in found
     assert "computes something else" in found
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """The alignment part of a tiny material."""
+    folder, tokenizer = tmp_path_factory.mktemp("material"), spelling.byte_level()
+    torch.manual_seed(0)
+    model = tiny.llama(tied=True, vocab=len(tokenizer))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+    def said(n, length):
+        return " ".join(WORDS[(n * (i + 2) + i) % 12] for i in range(length))
+
+    rows = [{"prompt": f"say {n}", "chosen": said(n, 4 + n % 9), "rejected": said(n + 1, 3 + n % 7)} for n in range(64)]
+    (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    align(folder)
+    return folder
+
+
+def merged(folder, adapter):
+    """The base in float64, with a LoRA of rank 8 and alpha 16 added to its weights."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float64)
+    found = load_file(folder / adapter / "adapter_model.safetensors") if adapter else {}
+    known = dict(model.named_parameters())
+    for key in (key for key in found if key.endswith("lora_A.weight")):
+        down, up = found[key].double(), found[key.replace("lora_A", "lora_B")].double()
+        known[key.removeprefix("base_model.model.").replace("lora_A.", "")].data += 16 / 8 * up @ down
+    return model
+
+
+@torch.no_grad()
+def logprob(model, prompt, completion):
+    """Σ log p of a completion, one token after the other."""
+    logs = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+    return sum(logs[len(prompt) - 1 + t, token] for t, token in enumerate(completion))
+
+
+def test_dpo_begins_where_a_plain_loop_over_the_material_begins(material):
+    policy, base = merged(material, "moved"), merged(material, "")
+    losses = []
+    for row in read(material / "compared.jsonl")[:4]:
+        ratios = [
+            logprob(policy, row["prompt_ids"], row[name]) - logprob(base, row["prompt_ids"], row[name])
+            for name in ("chosen_ids", "rejected_ids")
+        ]
+        losses.append(-logsigmoid(0.1 * (ratios[0] - ratios[1])).item())
+    first, second = islice(ours_alignment.dpo(material), 2)
+    assert first["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert first["loss"] != pytest.approx(math.log(2), rel=1e-4)
+    assert first["norm"] > 0
+    assert second == {"units": 4}
+
+
+def test_a_reward_model_begins_with_the_head_that_the_material_holds(material):
+    found = load_file(material / "reward" / "adapter_model.safetensors")
+    trunk, head = merged(material, "reward").model, found["base_model.model.score.weight"].double()[0]
+    with torch.no_grad():
+        rewards = [
+            [
+                trunk(torch.tensor([row["prompt_ids"] + row[name]])).last_hidden_state[0, -1] @ head
+                for name in row
+                if name != "prompt_ids"
+            ]
+            for row in read(material / "compared.jsonl")[:4]
+        ]
+    wanted = sum(-logsigmoid(a - b).item() for a, b in rewards) / 4
+    first, second = islice(ours_alignment.reward(material), 2)
+    assert first["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert second == {"units": 4}
+
+
+@pytest.mark.parametrize(("side", "prompts", "each"), [(ours_alignment.grpo, 4, 4), (ours_alignment.ppo, 16, 1)])
+def test_an_iteration_begins_with_the_completions_that_are_given(material, side, prompts, each):
+    policy, base = merged(material, "moved"), merged(material, "")
+    tokenizer = AutoTokenizer.from_pretrained(material / "base")
+    asked = [row["prompt_ids"] for row in read(material / "compared.jsonl")[:prompts] for _ in range(each)]
+    pairs = list(zip(asked, given(material), strict=True))
+    first, second = islice(side(material), 2)
+    rewards = [reward_of(tokenizer.decode(ids)) for _, ids in pairs]
+    assert first["reward"] == pytest.approx(sum(rewards) / 16, rel=1e-5)
+    moved = sum(logprob(policy, prompt, ids) - logprob(base, prompt, ids) for prompt, ids in pairs) / 16
+    assert first["kl"] == pytest.approx(float(moved), rel=1e-4, abs=1e-5)
+    assert first["ids"] == sum(len(ids) for _, ids in pairs)
+    assert first["norm"] > 0
+    assert second == {"units": 16}
+
+
+def test_a_trainer_works_while_a_step_is_asked_for_and_at_no_other_time():
+    began = []
+
+    class Trainer:
+        def add_callback(self, callback):
+            self.callback = callback
+
+        def train(self):
+            for step in range(2):
+                began.append(step)
+                self.callback.on_log(None, None, None, logs={"loss": float(step)})
+
+    steps = turns(Trainer())
+    assert next(steps) == {"loss": 0.0}
+    time.sleep(0.05)
+    assert began == [0]
+    assert next(steps) == {"loss": 1.0}
+    with pytest.raises(RuntimeError, match="ended by itself"):
+        next(steps)
+
+
+def test_what_sides_share(material):
+    assert reward_of("a b c d e") == -75.0
+    assert reward_of("word " * 20) == 0.0
+    assert reward_of("word " * 100) == -100.0
+    assert best([1.0, 3.0, 2.0, 0.0, 5.0, 4.0, 4.0, 4.0]) == [1, 0]
+    assert list(islice(around(5, 2), 3)) == [(0, 1), (2, 3), (4, 0)]
+    assert spare(AutoTokenizer.from_pretrained(material / "base"), material) == "<|endoftext|>"

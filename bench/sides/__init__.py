@@ -1,1 +1,1 @@
-"""Who works: one file for us and one for each peer. A function of this kind takes the material's folder and its options."""
+"""Who works: files of ours and of each peer, by work. A function of this kind takes the material's folder and its options."""

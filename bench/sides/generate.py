@@ -8,9 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.lines import read
+from bench.shared import DTYPES
 from bench.turns import Side
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:

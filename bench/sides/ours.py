@@ -1,6 +1,6 @@
 """acclimate's side of every work."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from acclimate.recipe import parse
 from acclimate.run.carry import installed
 from acclimate.run.prepare import codec_of, context_of, prepare
 from acclimate.run.train import collated
+from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
 from acclimate.training import optim
 from acclimate.training.fit import fit
 from acclimate.training.frozen import cached_groups
 from bench.lines import read
+from bench.shared import DTYPES, around, best
 from bench.turns import Side
 
 REVIEWS = """
@@ -34,7 +36,6 @@ task: {{template: "{{{{ text }}}}", labels: [negative, positive], head: true, ch
 method: head
 training: {{precision: float32}}
 """
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def sft(folder: Path, adapter: bool = True, batch: int = 4, dtype: str = "float32") -> Side:
@@ -47,14 +48,34 @@ def sft(folder: Path, adapter: bool = True, batch: int = 4, dtype: str = "float3
     else:
         Full().install(loaded.model)
     fill = codec_of(loaded).pad
-    groups = ([collate(loaded.model, part, fill, share=True)] for part in _around(_rows(folder), batch))
+    rows = _rows(folder)
+    made = (collate(loaded.model, [rows[i] for i in part], fill, share=True) for part in around(len(rows), batch))
+    seen: list[Batch] = []
     optimizer = optim.adamw(trainable(loaded.model), 2e-4)
     mixed = DTYPES[dtype] if dtype != "float32" else None
-    steps = fit(loaded.model.train(), groups, LM(), optimizer, rate=lambda _: 2e-4, autocast=mixed)
+    steps = fit(loaded.model.train(), _noted(made, seen), LM(), optimizer, rate=lambda _: 2e-4, autocast=mixed)
     first = next(steps)
     yield {"loss": first.loss, "norm": first.norm}
     for step in steps:
-        yield {"units": step.tokens}
+        yield {"units": step.tokens, "flops": _flops(loaded.model, seen.pop(), 4 if adapter else 6)}
+
+
+def _noted(batches: Iterable[Batch], seen: list[Batch]) -> Iterator[list[Batch]]:
+    for batch in batches:
+        seen[:] = [batch]
+        yield [batch]
+
+
+def _flops(model: Any, batch: Batch, each: int) -> float:
+    """Of an update: `each` for a weight and a token, 6 for a weight that trains; of the head at scored tokens only.
+
+    Attention's own, which are few here, are not counted.
+    """
+    own = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
+    trained = sum(count for name, count in own.items() if ".delta." in name)
+    head = model.get_output_embeddings().weight.numel()
+    tokens = batch.ids.numel() - batch.filler
+    return (each * (sum(own.values()) - trained) + 6 * trained) * tokens + each * head * len(batch.targets)
 
 
 def head(folder: Path, cached: bool = True, rows: int = 256) -> Side:
@@ -89,23 +110,18 @@ def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32")
         if not number:
             yield {"ids": [token for row in ids for token in row]}
             continue
-        yield {"units": sum(map(len, ids))}
+        steps = max(map(len, ids)) + 1
+        yield {"units": sum(map(len, ids)), "bytes": steps * sum(p.nbytes for p in loaded.model.parameters())}
 
 
-def choices(folder: Path, dtype: str = "float32") -> Side:
+def choices(folder: Path, dtype: str = "float32", pairs: str = "pairs.jsonl", endings: int = 4) -> Side:
     """Log-likelihoods of all endings. Units are endings; parity is which ending of each row is the likeliest."""
     loaded = load(str(folder / "base"), dtype=DTYPES[dtype])
     asked = Continuing(loaded.model, codec_of(loaded), context_of(loaded.model))
-    pairs = [(row["context"], row["continuation"]) for row in read(folder / "pairs.jsonl")]
+    given = [(row["context"], row["continuation"]) for row in read(folder / pairs)]
     for number in count():
-        found = asked.logprobs(asked.rows(pairs))
-        yield {"total": sum(found), "best": best(found)} if not number else {"units": len(pairs)}
-
-
-def best(found: Sequence[float], endings: int = 4) -> list[int]:
-    """The place of the likeliest of every `endings` numbers."""
-    groups = [found[i : i + endings] for i in range(0, len(found), endings)]
-    return [max(range(endings), key=group.__getitem__) for group in groups]
+        found = asked.logprobs(asked.rows(given))
+        yield {"total": sum(found), "best": best(found, endings)} if not number else {"units": len(given)}
 
 
 def _rows(folder: Path) -> list[Encoded]:
@@ -113,11 +129,6 @@ def _rows(folder: Path) -> list[Encoded]:
         Encoded(tuple(row["input_ids"]), tuple(bool(m) for m in row["completion_mask"]))
         for row in read(folder / "rows.jsonl")
     ]
-
-
-def _around(rows: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
-    for start in count(0, size):
-        yield [rows[(start + i) % len(rows)] for i in range(size)]
 
 
 WORKS: Mapping[str, Any] = {"sft": sft, "head": head, "decode": decode, "choices": choices}

@@ -208,6 +208,20 @@ def validate(
 
 
 @app.command()
+def curate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A built-in name or a data file.")],
+    out: Annotated[Path, typer.Option("--out", help="A new .jsonl file for the rows that are kept.")],
+    novel: Annotated[float, typer.Option("--novel", help="Prompts this like an earlier one (ROUGE-L) go.")] = 0.7,
+    known: Annotated[list[str] | None, typer.Option("--known", help="A file to be new beside; repeatedly.")] = None,
+    json: Json = False,
+) -> None:
+    """Leave out rows that ask what was asked before."""
+    from acclimate.cli.curate import curate_rows
+
+    curate_rows(file, out, novel, known or (), json)
+
+
+@app.command()
 def merge(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="A new folder for the merged model.")],
