@@ -12,6 +12,7 @@ What is learned from comparisons and rewards:
 
 preferences.jsonl   {"prompt", "chosen", "rejected"}: an article's beginning, its summary, and that of another article
 compared.jsonl      {"prompt_ids", "chosen_ids", "rejected_ids"}: the same as ids
+mixed/*             four LoRAs that differ from their start, in PEFT's format
 moved/              LoRA that differs from its start already, in PEFT's format: a policy that is not its reference
 reward/             LoRA and a reward head as they start, in PEFT's format
 """
@@ -55,6 +56,7 @@ training: {{rate: 2.0e-4, precision: {precision}, seed: 0, steps: 65536}}
 ASKED = "Summarise in one or two sentences:\n\n"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 LABELS = ("negative", "positive")
+MIXED = ("a", "b", "c", "d")
 
 
 def write(folder: Path) -> None:
@@ -99,15 +101,17 @@ def align(folder: Path) -> None:
     )
     base = fingerprint(prepared.model)
     prepared, policy = installed(prepared)
-    _move(policy)
-    save_adapter(policy, prepared.recipe.method, folder / "moved", facts_of(prepared, base))
+    for seed, name in enumerate(("moved", *(f"mixed/{name}" for name in MIXED))):
+        _move(policy, seed)
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_adapter(policy, prepared.recipe.method, folder / name, facts_of(prepared, base))
     _, judge = installed(prepare(parse(ALIGNED.format(**text, objective="objective: reward"))))
     _save_judge(judge, folder / "reward", json.loads((folder / "moved" / peft.CONFIG).read_text(encoding="utf-8")))
 
 
 @torch.no_grad()
-def _move(model: torch.nn.Module) -> None:
-    drawing = torch.Generator().manual_seed(0)
+def _move(model: torch.nn.Module, seed: int) -> None:
+    drawing = torch.Generator().manual_seed(seed)
     for name, tensor in sorted(tensors(model).items()):
         if name.endswith(".delta.b"):
             tensor.normal_(std=0.02, generator=drawing)

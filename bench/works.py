@@ -135,6 +135,12 @@ WORKS: dict[str, Work] = {
         },
         {"kept": 0.0},
     ),
+    "mixed-adapters": Work(
+        "log-probabilities of 16 summaries after their articles in one batch, each for one of four LoRAs",
+        "tokens",
+        {OURS: Peer("mixed", "ours"), "peft": Peer("mixed", "peft")},
+        {"total": PARITY},
+    ),
     "head-epoch": Work(
         "a later epoch of training a classifier on a frozen trunk, against running the trunk at every epoch",
         "rows",

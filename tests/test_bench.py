@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from bench.lines import read
-from bench.material import align
+from bench.material import MIXED, align
 from bench.page import page
 from bench.shared import around, best, given, reward_of, spare
-from bench.sides import ours_alignment
+from bench.sides import mixed, ours_alignment
 from bench.sides.trainers import turns
 from bench.timing import Times, apart, ratio
 from bench.works import OURS, WORKS
@@ -111,6 +111,11 @@ def material(tmp_path_factory):
     rows = [{"prompt": f"say {n}", "chosen": said(n, 4 + n % 9), "rejected": said(n + 1, 3 + n % 7)} for n in range(64)]
     (folder / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     align(folder)
+    drawn = torch.randint(4, len(tokenizer), (16, 20)).tolist()
+    spelled = [
+        {"input_ids": ids[: 8 + n % 9], "completion_mask": [0] * 5 + [1] * (3 + n % 9)} for n, ids in enumerate(drawn)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in spelled))
     return folder
 
 
@@ -180,6 +185,17 @@ def test_an_iteration_begins_with_the_completions_that_are_given(material, side,
     assert first["ids"] == sum(len(ids) for _, ids in pairs)
     assert first["norm"] > 0
     assert second == {"units": 16}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what PEFT asks of transformers
+@pytest.mark.parametrize("side", [mixed.ours, mixed.peft])
+def test_every_row_of_a_mixed_batch_is_for_its_own_adapter(material, side):
+    models = [merged(material, f"mixed/{name}") for name in MIXED]
+    rows = read(material / "rows.jsonl")
+    wanted = sum(logprob(models[n % 4], row["input_ids"][:5], row["input_ids"][5:]) for n, row in enumerate(rows))
+    first, second = islice(side(material), 2)
+    assert first["total"] == pytest.approx(float(wanted), rel=1e-5)
+    assert second == {"units": sum(len(row["input_ids"]) for row in rows)}
 
 
 def test_a_trainer_works_while_a_step_is_asked_for_and_at_no_other_time():
