@@ -11,9 +11,11 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 Side = Iterator[Mapping[str, Any]]
+STATUS = Path("/proc/self/status")
 
 
 def serve(side: Side, commands: TextIO = sys.stdin) -> None:
@@ -27,7 +29,15 @@ def serve(side: Side, commands: TextIO = sys.stdin) -> None:
         began = time.perf_counter()
         done = next(side)
         _say(answers, {**done, "seconds": time.perf_counter() - began})
-    _say(answers, {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+    _say(answers, {"peak_memory_bytes": _peak()})
+
+
+def _peak() -> int:
+    """The most memory that this program held. Not getrusage's, which knows of the process that started it as well."""
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _own_stdout() -> TextIO:
