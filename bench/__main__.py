@@ -53,6 +53,9 @@ def main() -> None:
     write(given.out / "material")
     found: dict[str, Any] = {"machine": machine(), "rows": []}
     for name in given.work or WORKS:
+        if not (given.out / "material" / WORKS[name].reads).stat().st_size:
+            print(f"{name}: left out, its data are not beside the project", flush=True)
+            continue
         row = measured(name, WORKS[name], given.out / "material", given.repeats, found["machine"])
         found["rows"].append(row)
         (given.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -53,6 +53,7 @@ method: {{name: lora, rank: 8, alpha: 16, targets: [query, value]}}
 training: {{rate: 2.0e-4, precision: {precision}, seed: 0, steps: 65536}}
 {objective}
 """
+OURS = "made-by-the-benchmark"  # a file in every folder that may be made anew
 ASKED = "Summarise in one or two sentences:\n\n"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 LABELS = ("negative", "positive")
@@ -60,13 +61,16 @@ MIXED = ("a", "b", "c", "d")
 
 
 def write(folder: Path) -> None:
-    """Make everything above in `folder`, anew unless this file made it already."""
+    """Make everything above in `folder`, anew unless this file made it already. SystemExit for somebody else's folder."""
     whole, stamp = folder / "whole", sha256(Path(__file__).read_bytes()).hexdigest()
     if whole.exists() and whole.read_text(encoding="utf-8") == stamp:
         return
     if folder.exists():
+        if not (folder / OURS).exists():
+            raise SystemExit(f"{folder} is there and was not made by the benchmark; give another --out.")
         rmtree(folder)
     folder.mkdir(parents=True)
+    (folder / OURS).touch()
     prepared = prepare(parse(RECIPE))
     model, rows = prepared.model, prepared.train.rows
     torch.manual_seed(0)

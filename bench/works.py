@@ -27,6 +27,9 @@ class Work:
     unit: str
     sides: Mapping[str, Peer]
     parity: Mapping[str, float] = field(default_factory=dict)
+    reads: str = (
+        "rows.jsonl"  # of the material; where it is empty, because its data are not at hand, the work is left out
+    )
 
 
 def _sft(adapter: bool) -> Work:
@@ -64,6 +67,7 @@ def _asked(what: str, pairs: str, endings: int) -> Work:
             "lm-eval-tuned": Peer("lm_eval", "choices", options={**same, "batch": 16}),
         },
         {"best": 0.0, "total": PARITY},
+        pairs,
     )
 
 
@@ -134,6 +138,7 @@ WORKS: dict[str, Work] = {
             "rouge-score-tuned": Peer("novelty", "rouge_score", options={"words_once": True}),
         },
         {"kept": 0.0},
+        "instructions.jsonl",
     ),
     "mixed-adapters": Work(
         "log-probabilities of 16 summaries after their articles in one batch, each for one of four LoRAs",

@@ -8,10 +8,11 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import bench.__main__ as bench_main
 import pytest
 import torch
 from bench.lines import read
-from bench.material import MIXED, align
+from bench.material import MIXED, align, write
 from bench.page import page
 from bench.shared import around, best, given, reward_of, spare
 from bench.sides import mixed, ours_alignment
@@ -92,6 +93,21 @@ def test_the_page_says_whose_times_do_not_count() -> None:
     assert "a &lt; b" in found
     assert "<b>3.00</b>" in found
     assert "computes something else" in found
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="not made by the benchmark"):
+        write(tmp_path)
+    assert (tmp_path / "kept.txt").read_text() == "mine"
+
+
+def test_a_work_without_its_data_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_main, "write", lambda folder: (folder.mkdir(), (folder / "pairs.jsonl").touch()))
+    monkeypatch.setattr(sys, "argv", ["bench", "--work", "choices", "--out", str(tmp_path)])
+    monkeypatch.setattr(bench_main, "machine", dict)
+    bench_main.main()
+    assert capsys.readouterr().out == "choices: left out, its data are not beside the project\n"
 
 
 @pytest.fixture(scope="module")

@@ -196,6 +196,22 @@ def test_the_self_test_takes_what_is_faster_and_is_asked_once_a_machine(
         kernels.limit.cache_clear()
 
 
+@compiled
+def test_what_cannot_be_kept_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    def refused(*places: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setenv("ACCLIMATE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels.os, "link", refused)
+    kernels.library.cache_clear()
+    kernels.limit.cache_clear()
+    try:
+        assert kernels.describe() == "float32 PyTorch's, bfloat16 PyTorch's"
+    finally:
+        kernels.library.cache_clear()
+        kernels.limit.cache_clear()
+
+
 def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     if not COMPILED:
         pytest.skip("no kernels here")

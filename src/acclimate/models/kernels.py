@@ -94,18 +94,21 @@ def limit(dtype: torch.dtype) -> int:
     """The most rows for which this machine multiplies weights of `dtype` faster here than in PyTorch; 0 for none.
 
     Tried once a machine and kept beside the library: other kernels round otherwise, and a run that goes on in another
-    process is to compute the same bits. Who writes it down first decides.
+    process is to compute the same bits. Who writes it down first decides; where it cannot be kept, PyTorch multiplies.
     """
     loaded = library()
     if dtype not in DTYPES or isinstance(loaded, str):
         return 0
     kept = Path(loaded._name).with_suffix(f".{str(dtype).removeprefix('torch.')}")
-    if not kept.is_file():
-        with TemporaryDirectory(dir=kept.parent) as folder, suppress(FileExistsError):
-            made = Path(folder) / kept.name
-            made.write_text(str(_tried(dtype)), encoding="utf-8")
-            os.link(made, kept)
-    return int(kept.read_text(encoding="utf-8"))
+    try:
+        if not kept.is_file():
+            with TemporaryDirectory(dir=kept.parent) as folder, suppress(FileExistsError):
+                made = Path(folder) / kept.name
+                made.write_text(str(_tried(dtype)), encoding="utf-8")
+                os.link(made, kept)
+        return int(kept.read_text(encoding="utf-8"))
+    except OSError:
+        return 0
 
 
 def _tried(dtype: torch.dtype) -> int:
