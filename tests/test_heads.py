@@ -344,7 +344,7 @@ def test_a_model_from_scratch_learns_a_toy_task(build):
     orders = [(words, "yes" if words.index("fox") < words.index("dog") else "no") for words in permutations(TOY)]
     rows = [Example(" ".join(words), said, fields={"prompt": " ".join(words)}) for words, said in orders]
     batch = [sheet([reader(row)[0] for row in rows], shape, reader.codec.pad)]
-    learn(model, Classify(), lambda i: batch, 150 if build == "t5" else 80, 5e-3)
+    learn(model, Classify(), lambda i: batch, 200, 3e-3)
     right = sum(o.text == row.target for o, row in zip(AskHead(model, reader)(rows), rows, strict=True))
     assert right > 0.95 * len(rows)
 

@@ -25,6 +25,7 @@ from acclimate.methods.delta import (
     using,
 )
 from acclimate.methods.soft import soft_of
+from acclimate.models.cache import memory_name
 from acclimate.models.logprobs import logprobs
 from acclimate.models.outline import outline
 from acclimate.tokens.batch import pack
@@ -338,7 +339,8 @@ def test_cached_equals_uncached(build: str, method: str) -> None:
         if two
         else model(ids[:, :4], use_cache=True)
     )
-    past, pieces = first.past_key_values, [first.logits]
+    memory = memory_name(model)
+    past, pieces = first[memory], [first.logits]
     for place in range(4, ids.shape[1]):
         new = ids[:, place : place + 1]
         fed = (
@@ -346,8 +348,8 @@ def test_cached_equals_uncached(build: str, method: str) -> None:
             if two
             else {"input_ids": new}
         )
-        out = model(**fed, past_key_values=past, use_cache=True)
-        past, pieces = out.past_key_values, [*pieces, out.logits]
+        out = model(**fed, **{memory: past}, use_cache=True)
+        past, pieces = out[memory], [*pieces, out.logits]
     fed = {"input_ids": read, "decoder_input_ids": ids} if two else {"input_ids": ids}
     assert close(torch.cat(pieces, 1), model(**fed).logits)
 

@@ -22,6 +22,7 @@ from acclimate.methods import LoRA, Prefix, PreLayer, PromptTuning, artifact
 from acclimate.methods.delta import adapt, carriers, trainable
 from acclimate.methods.prefix import Hidden, Made, fused
 from acclimate.methods.soft import Rows, settle, soft_of
+from acclimate.models.cache import memory_name
 from tests import hand, tiny
 from tests.adapted import adapted, answers, bits, changed, close, dressed, some_ids, train
 
@@ -90,7 +91,7 @@ def test_the_decoder_looks_at_the_keys_and_values(build: str) -> None:
     adapt(model, Prefix(3, 0, "random"))
     out = model(input_ids=dressed(model, ids)[0], decoder_input_ids=ids, use_cache=True)
     cross = [p for p in carriers(model) if "EncDecAttention" in p or "encoder_attn" in p]
-    seen = [t for layer in out.past_key_values.cross_attention_cache.layers for t in (layer.keys, layer.values)]
+    seen = [t for layer in out[memory_name(model)].cross_attention_cache.layers for t in (layer.keys, layer.values)]
     assert len(cross) == len(seen) == 4
     for path, kept in zip(cross, seen, strict=True):
         made = kept.transpose(1, 2).flatten(2)

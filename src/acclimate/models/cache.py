@@ -23,10 +23,12 @@ from acclimate.models.memory import make_room
 class Reader:
     """What every step of a batch asks of the model, found once.
 
-    accepted: what its forward can be given. products: its linear layers that compiled kernels serve.
+    accepted: what its forward can be given. memory: the name that it has for a Cache, given and returned.
+    products: its linear layers that compiled kernels serve.
     """
 
     accepted: frozenset[str]
+    memory: str
     modules: tuple[nn.Module, ...]
     products: dict[nn.Linear, Product]
 
@@ -135,12 +137,17 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tens
 
 
 def _reader(model: nn.Module) -> Reader:
-    modules = tuple(model.modules())
-    return Reader(frozenset(inspect.signature(model.forward).parameters), modules, products(modules))
+    modules, accepted = tuple(model.modules()), frozenset(inspect.signature(model.forward).parameters)
+    return Reader(accepted, memory_name(model), modules, products(modules))
+
+
+def memory_name(model: nn.Module) -> str:
+    """What this model's forward calls a Cache: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
-    inputs: dict[str, Any] = {"attention_mask": past.mask, "past_key_values": past.cache, "use_cache": True}
+    inputs: dict[str, Any] = {"attention_mask": past.mask, past.reader.memory: past.cache, "use_cache": True}
     accepted = past.reader.accepted
     if past.encoded is not None:
         inputs |= {"decoder_input_ids": ids, "encoder_outputs": (past.encoded,)}
@@ -157,5 +164,5 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     if not bool(logits.amax(-1).isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes NaN or infinite logits; its weights or its inputs are sick.")
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cache = make_room(output.past_key_values) if past.cache is None else output.past_key_values
-    return wide, replace(past, cache=cache)
+    cache = output[past.reader.memory]
+    return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
