@@ -103,7 +103,7 @@ def test_an_encoder_that_packs_reads_each_document_alone() -> None:
     assert outline(model).packs
     batch = pack(rows)
     with torch.no_grad():
-        together = model(input_ids=batch.ids, position_ids=batch.positions, document_lengths=batch.lengths).logits
+        together = model(input_ids=batch.ids, position_ids=batch.positions, document_pieces=batch.pieces).logits
         for row, got in zip(rows, together.split(LENGTHS, 1), strict=True):
             torch.testing.assert_close(got, model(torch.tensor([row.ids])).logits, rtol=0, atol=1e-9)
 

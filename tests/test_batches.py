@@ -225,7 +225,7 @@ def test_a_long_stream_is_rounded_and_nobody_sees_it():
     model = tiny.build("llama")
     rows = rows_for(model, lengths=(90, 70, 60, 55, 50))
     batch = pack(rows)
-    assert (batch.ids.shape[1], batch.tokens, batch.filler) == (384, 325, 59)
+    assert (batch.ids.shape[1], batch.tokens, batch.pieces[-1]) == (384, 325, (325, 59, -1))
     assert len(batch.targets) > 64
     alone = torch.cat([logprobs(model, pack([row])) for row in rows])
     torch.testing.assert_close(logprobs(model, batch), alone, rtol=0, atol=1e-9)
@@ -275,7 +275,7 @@ def with_a_preamble(model):
 def test_what_rows_begin_with_is_read_once_and_changes_nothing(name):
     model = tiny.build(name)
     rows = with_a_preamble(model)
-    whole, once = pack(rows), pack(rows, shared=9)
+    whole, once = pack(rows), pack(rows, least=5)
     assert (once.tokens, once.ids.shape[1]) == (whole.tokens, whole.ids.shape[1] - 9 * (len(rows) - 1))
     assert torch.equal(once.targets, whole.targets)
     torch.testing.assert_close(
@@ -296,7 +296,7 @@ def test_a_window_reaches_back_into_what_is_shared(window):
     model = windowed(window)
     rows = with_a_preamble(model)
     expected = torch.cat([slow_logprobs(model, row) for row in rows])
-    torch.testing.assert_close(logprobs(model, pack(rows, shared=9)), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(logprobs(model, pack(rows, least=5)), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -322,17 +322,18 @@ def test_evaluation_reads_the_preamble_once():
 def test_dropout_is_never_shared():
     model = tiny.llama(tied=True, dropout=0.1).double()
     rows = with_a_preamble(model)
-    assert collate(model.eval(), rows, PAD, share=True).shared == 9
-    assert collate(model.train(), rows, PAD, share=True).shared == 0
+    whole = sum(len(row.ids) for row in rows)
+    assert collate(model.eval(), rows, PAD, share=True).streamed == whole - 9 * (len(rows) - 1)
+    assert collate(model.train(), rows, PAD, share=True).streamed == whole
     plain = adapt(tiny.build("llama"), LoRA(2, dropout=0.1))
-    assert collate(plain.train(), rows, PAD, share=True).shared == 0
-    assert collate(plain.eval(), rows, PAD, share=True).shared == 9
+    assert collate(plain.train(), rows, PAD, share=True).streamed == whole
+    assert collate(plain.eval(), rows, PAD, share=True).streamed == whole - 9 * (len(rows) - 1)
 
 
 def test_a_reader_that_looks_ahead_shares_nothing():
     model = tiny.build("bert")
     assert not outline(model).shares
-    assert collate(model, with_a_preamble(model), PAD, share=True).shared == 0
+    assert all(piece.parent < 0 for piece in collate(model, with_a_preamble(model), PAD, share=True).pieces)
 
 
 def test_attention_in_chunks_is_never_packed():

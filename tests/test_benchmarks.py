@@ -7,17 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from acclimate.data.benchmarks import READERS, examples, table
 from acclimate.data.examples import Example, Output
 from acclimate.errors import DataError, InputError, SourceError, UsageError
 from acclimate.evaluation.benchmarks import Benchmark, answers, load, names, questions
-from acclimate.evaluation.continuations import parts, spelled, together
+from acclimate.evaluation.continuations import spelled
 from acclimate.metrics.choice import ChoiceAccuracy, Grade, NormalisedAccuracy, TrueMass
 from acclimate.run.benchmarks import asked_of, read_tasks
-from acclimate.tokens.codec import Encoded
 from tests import bench
 from tests.runs import verb
 
@@ -297,18 +294,6 @@ def test_a_context_that_does_not_fit_loses_its_oldest_part():
     assert cut.ids == whole.ids[:1] + whole.ids[-8:]
     assert cut.truncated == len(whole.ids) - 9
     assert sum(cut.scored) == sum(whole.scored)
-
-
-ids = st.lists(st.integers(0, 2), max_size=6).map(tuple)
-
-
-@given(st.lists(ids, min_size=1, max_size=12), st.integers(0, 8))
-def test_parts_hold_every_row_once(inputs, once):
-    made = list(parts(inputs, once))
-    assert sorted(place for part, _ in made for place in part) == list(range(len(inputs)))
-    assert all(worth >= 1 for _, worth in made)
-    rows = [Encoded((*row, 9), ()) for row in inputs]
-    assert together(rows, lambda part, worth: [row.ids for row in part], once) == [row.ids for row in rows]
 
 
 def test_the_choices_of_a_question_are_read_after_one_context(folder):

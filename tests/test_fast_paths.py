@@ -15,13 +15,13 @@ from acclimate.generation.samplers import Greedy
 from acclimate.generation.score import score
 from acclimate.methods import Full, Head, LoRA, QLoRA
 from acclimate.methods.delta import adapt
-from acclimate.models.collate import collate
+from acclimate.models.collate import collate, divide
 from acclimate.models.logprobs import logprobs
 from acclimate.models.outline import outline, trunk_of
 from acclimate.objectives import DPO, LM
 from acclimate.run import reference
 from acclimate.tokens.codec import Encoded
-from acclimate.tokens.pairs import Compared, cut
+from acclimate.tokens.pairs import Compared
 from acclimate.training.frozen import cached_groups, reuse
 from acclimate.training.reference import referenced
 from tests import tiny
@@ -171,7 +171,7 @@ def pair(number=0, prompt=70):
 def compared(model, rows):
     """The batches of one step, as a run has them."""
     asked = SimpleNamespace(recipe=SimpleNamespace(objective=DPO()), codec=SimpleNamespace(pad=PAD))
-    parts = cut(range(len(rows)), rows, 4096, outline(model).shares)
+    parts = divide(model, range(len(rows)), [row.size for row in rows], 4096)
     return reference.batches(asked, model, rows, parts)
 
 

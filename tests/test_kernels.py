@@ -14,6 +14,7 @@ from acclimate.generation.samplers import Beam, Greedy, Sampler
 from acclimate.methods import LoRA
 from acclimate.methods.delta import adapt, using
 from acclimate.models import cache, kernels, precision
+from acclimate.models import prefill as streams
 from acclimate.models.memory import RoomyLayer, make_room
 from tests.tiny import build
 
@@ -46,7 +47,8 @@ def plainly(monkeypatch: pytest.MonkeyPatch, model: nn.Module, sampler: Sampler 
     """What the same loop writes with transformers' own cache and PyTorch's own products."""
     with monkeypatch.context() as patch:
         patch.setattr(cache, "products", lambda modules: {})
-        patch.setattr(cache, "make_room", lambda cache: cache)
+        for module in (cache, streams):
+            patch.setattr(module, "make_room", lambda cache: cache)
         return write(model, sampler, ends)
 
 
@@ -264,6 +266,6 @@ def test_room_is_made_in_few_pieces_and_only_for_layers_that_grow() -> None:
 
 @pytest.mark.parametrize(("name", "wanted"), [("llama", 2), ("gpt2", 2), ("t5", 2), ("mistral", 0), ("gemma3", 1)])
 def test_decoding_uses_roomy_layers(name: str, wanted: int) -> None:
-    _, past = cache.prefill(build(name), PROMPTS, 0)
+    _, past = streams.prefill(build(name), PROMPTS, 0)
     growing = getattr(past.cache, "self_attention_cache", past.cache)
     assert sum(isinstance(layer, RoomyLayer) for layer in growing.layers) == wanted

@@ -309,7 +309,7 @@ def test_what_documents_begin_with_may_be_read_once(build: str, method: str) -> 
     assert outline(model).shares
     with torch.no_grad():
         alone = torch.cat([logprobs(model, pack([row])) for row in rows])
-        assert close(logprobs(model, pack(rows, shared=len(begin))), alone)
+        assert close(logprobs(model, pack(rows, least=len(begin))), alone)
 
 
 @every_method

@@ -14,7 +14,7 @@ from acclimate.models.collate import collate
 from acclimate.models.logprobs import logprobs
 from acclimate.models.outline import outline
 from acclimate.tokens.codec import codec
-from acclimate.tokens.pairs import by_document, compared, cut, dressed, fit_pairs, paired, reading, with_others
+from acclimate.tokens.pairs import by_document, compared, dressed, fit_pairs, paired, reading, with_others
 from acclimate.tokens.reading import Shape, sheet
 from tests import spelling, tiny
 from tests.compared import PAD, batch_of, logprobs_of, rows_for
@@ -97,15 +97,6 @@ def test_a_row_goes_or_stays_whole(policy, left):
         fit_pairs(rows, 20, "error")
 
 
-def test_a_step_is_cut_so_that_long_prompts_are_read_once():
-    short, long = rows_for(tiny.build("llama")), rows_for(tiny.build("llama"), prompt=70)
-    rows = [*short[:3], *long[:2]]
-    assert cut(range(5), rows, 10_000, shares=True) == [(0, 1, 2), (3,), (4,)]
-    assert cut(range(5), rows, 10_000, shares=False) == [(0, 1, 2, 3, 4)]
-    assert cut((4, 2, 0), rows, 40, shares=True) == [(2,), (0,), (4,)]
-    assert sorted(i for part in cut(range(5), rows, 50, shares=True) for i in part) == [0, 1, 2, 3, 4]
-
-
 # Batches
 
 
@@ -130,10 +121,10 @@ def test_a_prompt_is_read_once_for_all_its_completions():
     model = tiny.build("llama")
     rows = rows_for(model, prompt=30)
     assert outline(model).shares
-    alone = batch_of(model, rows[2:3])
-    assert (alone.shared, alone.ids.shape[1]) == (30, 30 + sum(len(each.ids) - 30 for each in rows[2].rows))
-    assert batch_of(model, rows[:2]).shared == 0  # other prompts
-    assert alone.tokens == rows[2].size
+    for some in (rows[2:3], rows):
+        batch = batch_of(model, some)
+        assert batch.streamed == sum(30 + sum(len(each.ids) - 30 for each in row.rows) for row in some)
+        assert batch.tokens == sum(row.size for row in some)
 
 
 def test_the_reference_travels_with_its_row():

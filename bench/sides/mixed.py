@@ -31,8 +31,8 @@ def ours(folder: Path, dtype: str = "float32") -> Side:
         load_adapter(model, folder / "mixed" / name, name)
     rows = [Encoded(tuple(ids), tuple(map(bool, scored))) for ids, scored in _rows(folder)]
     batch = collate(model, rows, 0)
-    documents = (*batch.lengths, batch.filler) if batch.filler else batch.lengths
-    chosen = per_row([*_names(), *([None] if batch.filler else [])], documents)
+    documents = [piece.length for piece in batch.pieces]  # the last of which may only round the length
+    chosen = per_row([*_names(), *[None] * (len(documents) - ROWS)], documents)
     with using(model, chosen):
         yield from _told(lambda: float(logprobs(model, batch).sum()), sum(batch.lengths))
 

@@ -74,7 +74,7 @@ def _flops(model: Any, batch: Batch, each: int) -> float:
     own = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
     trained = sum(count for name, count in own.items() if ".delta." in name)
     head = model.get_output_embeddings().weight.numel()
-    tokens = batch.ids.numel() - batch.filler
+    tokens = batch.streamed
     return (each * (sum(own.values()) - trained) + 6 * trained) * tokens + each * head * len(batch.targets)
 
 

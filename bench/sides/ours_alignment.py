@@ -17,7 +17,7 @@ from acclimate.rewards import rollout
 from acclimate.run import iterations, reference
 from acclimate.run.carry import installed
 from acclimate.run.prepare import Prepared, prepare
-from acclimate.run.train import autocast, collated
+from acclimate.run.train import autocast, collated, parts
 from acclimate.tokens.schedule import passes
 from acclimate.training import optim
 from acclimate.training.fit import Step, fit
@@ -35,15 +35,9 @@ def dpo(folder: Path, batch: int = 4, dtype: str = "float32") -> Side:
     """One update on `batch` pairs, the reference asked at every step. Units are pairs; parity as in sft."""
     prepared = _prepared(folder, "objective: dpo", dtype)
     model, rows = _adapted(prepared, folder).train(), prepared.train.rows
-    steps = _steps(
-        prepared,
-        model,
-        (
-            reference.batches(prepared, model, rows, reference.parts(prepared, model, step, rows))
-            for step in around(len(rows), batch)
-        ),
-    )
-    yield from _told(steps, batch)
+    sizes = [row.size for row in rows]
+    cut = (parts(prepared, model, step, sizes) for step in around(len(rows), batch))
+    yield from _told(_steps(prepared, model, (reference.batches(prepared, model, rows, each) for each in cut)), batch)
 
 
 def reward(folder: Path, batch: int = 4, dtype: str = "float32") -> Side:

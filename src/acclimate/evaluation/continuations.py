@@ -5,9 +5,9 @@ tokens together, and of these the ones past as many as the context has on its ow
 spells each side on its own, which comes to the same where a continuation begins a word, but published numbers are made so.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -20,8 +20,6 @@ from acclimate.generation.score import judge, score
 from acclimate.generation.stops import Stops
 from acclimate.tokens.codec import Codec, Encoded
 
-T = TypeVar("T")
-PASS = {"cpu": 64, "cuda": 8192}  # tokens that one more pass through a small model is worth: sharing must save more
 DIGITS = 9  # of a log-probability after the point; the last bits depend on the shapes that are multiplied
 
 
@@ -44,11 +42,14 @@ class Continuing:
 
     def logprobs(self, rows: Sequence[Encoded], tick: Tick | None = None) -> list[float]:
         """Σ log p of what is scored in each row, natural log."""
-        return [round(value, DIGITS) for value in self._asked(rows, score, tick)]
+        return [
+            round(value, DIGITS) for value in score(self.model, rows, self.codec.pad, budget=self.budget, tick=tick)
+        ]
 
     def judged(self, rows: Sequence[Encoded], tick: Tick | None = None) -> list[tuple[float, bool]]:
         """As `logprobs`, and whether greedy decoding would write what is scored."""
-        return [(round(value, DIGITS), greedy) for value, greedy in self._asked(rows, judge, tick)]
+        found = judge(self.model, rows, self.codec.pad, budget=self.budget, tick=tick)
+        return [(round(value, DIGITS), greedy) for value, greedy in found]
 
     def prompts(self, contexts: Sequence[str], max_new: int) -> list[Encoded]:
         """The rows that are fed to continue texts by up to `max_new` tokens."""
@@ -81,15 +82,6 @@ class Continuing:
         if tick is not None:
             tick(len(rows))
         return [cut.text(draft.ids) for draft in drafts]
-
-    def _asked(self, rows: Sequence[Encoded], ask: Callable[..., list[T]], tick: Tick | None) -> list[T]:
-        if self.codec.reads:
-            return self._some(rows, 1.0, ask, tick)
-        device = next(self.model.parameters()).device.type
-        return together(rows, lambda part, worth: self._some(part, worth, ask, tick), PASS.get(device, PASS["cpu"]))
-
-    def _some(self, rows: Sequence[Encoded], worth: float, ask: Callable[..., list[T]], tick: Tick | None) -> list[T]:
-        return ask(self.model, rows, self.codec.pad, budget=int(self.budget * worth), tick=tick)
 
 
 def spelled(codec: Codec, context: str, continuation: str) -> Encoded:
@@ -128,46 +120,3 @@ def begin(codec: Codec) -> int:
     """The token that a text without a context follows."""
     tokenizer: Any = codec.tokenizer
     return int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id)
-
-
-def together(rows: Sequence[Encoded], ask: Callable[[Sequence[Encoded], float], list[T]], once: int) -> list[T]:
-    """Answers in the order of the rows, which are asked in parts that have much to read in common.
-
-    ask(part, worth): worth is how many times fewer tokens a part takes for reading what is common once. once: see `parts`.
-    """
-    answers: dict[int, T] = {}
-    for part, worth in parts([row.ids[:-1] for row in rows], once):
-        answers |= dict(zip(part, ask([rows[i] for i in part], worth), strict=True))
-    return [answers[i] for i in range(len(rows))]
-
-
-def parts(inputs: Sequence[tuple[int, ...]], once: int) -> Iterator[tuple[list[int], float]]:
-    """The places of inputs, in parts: neighbours in their order join as long as it saves tokens that they do.
-
-    Apart, a part of m inputs that begin with c common ids and one more take Σ lengths - (m - 1) c; with only c' in common
-    the m + 1 of them take Σ lengths - m c'. once: tokens that a pass counts for besides its own.
-
-    >>> long, other = (1,) * 90, (2,) * 90
-    >>> [part for part, _ in parts([(*long, 5), (*other, 5), (*long, 6), (*other, 6), (*long, 7)], once=64)]
-    [[0, 2, 4], [1, 3]]
-    """
-    order = sorted(range(len(inputs)), key=inputs.__getitem__)
-    part: list[int] = []
-    shared, kinds, size = 0, 0, 0  # of the part: ids in common, different inputs, their lengths together
-    for i in order:
-        if part and inputs[i] == inputs[part[-1]]:
-            part.append(i)
-            continue
-        common = _common(inputs[part[-1]], inputs[i]) if part else 0
-        fewer = min(shared, common) if kinds > 1 else common
-        if part and kinds * fewer + once < (kinds - 1) * shared:
-            yield part, size / (size - (kinds - 1) * shared)
-            part, kinds, size = [], 0, 0
-        part, shared, kinds, size = [*part, i], fewer, kinds + 1, size + len(inputs[i])
-    if part:
-        yield part, max(1.0, size / max(1, size - (kinds - 1) * shared))
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    least = min(len(first), len(second))
-    return next((i for i in range(least) if first[i] != second[i]), least)

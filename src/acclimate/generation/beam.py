@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from acclimate.generation.draft import Draft, Ends
 from acclimate.generation.samplers import Beam
-from acclimate.models.cache import extend, prefill, select
+from acclimate.models.cache import extend, select
+from acclimate.models.prefill import prefill
 
 
 @dataclass(frozen=True)

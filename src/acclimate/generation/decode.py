@@ -17,7 +17,8 @@ from acclimate.generation.beam import search
 from acclimate.generation.draft import Draft, Ends, Generated
 from acclimate.generation.samplers import Beam, Sampler, uniforms
 from acclimate.generation.stops import Stops
-from acclimate.models.cache import context, extend, prefill, select, starts
+from acclimate.models.cache import context, extend, select, starts
+from acclimate.models.prefill import prefill
 
 ROW = 64  # tokens of the budget that a row costs at least: its logits are as wide as the vocabulary
 

@@ -1,17 +1,17 @@
 """Log-probabilities of given texts: of labels after a prompt, of references, of running text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from acclimate.models.cache import evaluating
-from acclimate.models.collate import collate
+from acclimate.models.collate import WORTH, collate, streams
 from acclimate.models.logprobs import judged, logprobs
 from acclimate.models.outline import is_encoder_decoder
-from acclimate.tokens.batch import Batch
+from acclimate.tokens.batch import Batch, asked
 from acclimate.tokens.codec import Encoded
 
 
@@ -26,7 +26,7 @@ def score(
     """Σ log p of the scored tokens of each row, natural log, in the order given; at most `budget` tokens at once.
 
     Rows whose inputs are equal, or begin another row's input, are computed once: the labels of one prompt share its pass.
-    So is what all rows of a batch begin with, such as instructions and shots.
+    So is what several rows begin with, such as instructions, shots and the context of several endings.
     tick(n) is told after every batch that n more rows are done.
     """
     sums = _summed(model, rows, fill, lambda model, batch: logprobs(model, batch)[:, None], budget, tick)
@@ -64,7 +64,7 @@ def _summed(
     for guest, host in shared.items():
         guests.setdefault(host, []).append(guest)
     with evaluating(model):
-        for hosts in _budgeted(sorted(guests, key=lambda i: (-rows[i].size, i)), rows, budget):
+        for hosts in _budgeted(list(guests), rows, budget, streams(model)):
             batch = collate(model, [rows[i] for i in hosts], fill, share=True)
             batch, members = _ask_for_guests(batch, hosts, guests, rows) if sharing else (batch, list(hosts))
             values = ask(model, batch).double().cpu()
@@ -100,22 +100,38 @@ def _ask_for_guests(
     """The hosts' batch, asked for the scored tokens of every guest."""
     members = [guest for host in hosts for guest in guests[host]]
     place = {host: p for p, host in enumerate(hosts)}
-    asked = [
-        (batch.place(place[host], t - 1), rows[guest].ids[t], m)
+    questions = [
+        (place[host], t, rows[guest].ids[t], m)
         for m, (host, guest) in enumerate((host, guest) for host in hosts for guest in guests[host])
         for t in range(1, len(rows[guest].ids))
         if rows[guest].scored[t]
     ]
-    predict, targets, owner = torch.tensor(asked, dtype=torch.long).reshape(-1, 3).unbind(1)
-    device = batch.ids.device
-    return replace(batch, predict=predict.to(device), targets=targets.to(device), owner=owner.to(device)), members
+    return asked(batch, questions), members
 
 
-def _budgeted(order: Sequence[int], rows: Sequence[Encoded], budget: int) -> list[list[int]]:
-    """Rows of falling length, in batches whose padded size stays within the budget."""
+def _budgeted(members: Sequence[int], rows: Sequence[Encoded], budget: int, streamed: bool) -> list[list[int]]:
+    """Rows in batches of `budget` tokens at most, of like length where they are padded, of like beginning in a stream.
+
+    The largest batch comes first.
+    """
+    size = {i: rows[i].size for i in members}
+    order = sorted(members, key=lambda i: (rows[i].ids, i) if streamed else (-size[i], i))
+    own = {i: size[i] - _again(rows[before].ids, rows[i].ids) for before, i in pairwise(order)} if streamed else {}
     batches: list[list[int]] = []
+    used = 0
     for i in order:
-        if not batches or rows[batches[-1][0]].size * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+        more = own.get(i, size[batches[-1][0]] if batches else 0)
+        if not batches or used + more > budget:
+            batches.append([i])
+            used = size[i]
+        else:
+            batches[-1].append(i)
+            used += more
+    return sorted(batches, key=lambda batch: -sum(size[i] for i in batch))
+
+
+def _again(before: Sequence[int], ids: Sequence[int]) -> int:
+    """Ids at the beginning of a row that need not be read again behind the row `before`."""
+    most = min(len(before), len(ids)) - 1
+    shared = next((t for t in range(most) if before[t] != ids[t]), most)
+    return shared if shared >= WORTH else 0

@@ -9,6 +9,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from acclimate.tokens.tree import Piece
+
 NAME = "acclimate"
 
 
@@ -23,26 +25,26 @@ def by_document(
 ) -> tuple[Tensor, Tensor | None]:
     """query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) → (1, tokens, heads, d).
 
-    With `document_lengths` among what the model passes on, each document sees itself alone, and the first
-    `shared_length` tokens of the stream, which are before all of them; without, this is plain SDPA.
+    With `document_pieces` among what the model passes on, each piece of the stream sees itself and those that it follows,
+    its parent and that one's; without, this is plain SDPA.
     """
-    lengths: tuple[int, ...] | None = given.pop("document_lengths", None)
-    shared: int = given.pop("shared_length", 0)
-    if lengths is None:
+    pieces: tuple[Piece, ...] | None = given.pop("document_pieces", None)
+    if pieces is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     if given.get("softcap") is not None or given.get("position_bias") is not None:
         raise ValueError("soft-capped and biased attention have no packed form here")
     causal = given.get("is_causal")
     causal = bool(getattr(module, "is_causal", True)) if causal is None else bool(causal)
-    if shared and not causal:
+    if not causal and any(piece.parent >= 0 for piece in pieces):
         raise ValueError("what documents begin with can be read once only where nothing sees what follows")
-    before, k_before, v_before = (x[:, :, :shared] for x in (query, key, value))
-    outputs = [_one(before, k_before, v_before, causal, given)] if shared else []
-    for q, k, v in zip(
-        *(torch.split(x[:, :, shared:], list(lengths), dim=2) for x in (query, key, value)), strict=True
-    ):
-        seen = (torch.cat([k_before, k], dim=2), torch.cat([v_before, v], dim=2)) if shared else (k, v)
-        outputs.append(_one(q, seen[0], seen[1], causal, given))
+    outputs: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []  # keys and values of each piece, behind those that it follows
+    cut = (torch.split(x, [piece.length for piece in pieces], dim=2) for x in (query, key, value))
+    for piece, q, k, v in zip(pieces, *cut, strict=True):
+        if piece.parent >= 0:
+            k, v = (torch.cat([before, own], dim=2) for before, own in zip(seen[piece.parent], (k, v), strict=True))
+        seen.append((k, v))
+        outputs.append(_one(q, k, v, causal, given))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -89,20 +89,20 @@ def _still(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-def prefill(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Past]:
-    """Read the prompts: logits (rows, vocab) of the first token to write, float32 or wider, and the memory of them."""
+def read(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Past]:
+    """Read the prompts, padded: logits (rows, vocab) of the first token to write, float32 or wider, and the memory of them."""
     config: Any = model.config
     device = next(model.parameters()).device
-    reader = _reader(model)
+    known = reader(model)
     if not config.is_encoder_decoder:
         ids, mask = (part.to(device) for part in padded(prompts, pad, left=True))
-        return _forward(model, ids, Past(None, mask, reader))
+        return _forward(model, ids, Past(None, mask, known))
     ids, mask = (part.to(device) for part in padded(prompts, pad, left=False))
     start = torch.tensor([starts(model, prompt) for prompt in prompts], device=device)
     encoder: Any = model.get_encoder
     with evaluating(model), torch.no_grad():
         encoded = encoder()(input_ids=ids, attention_mask=mask)[0]
-    return _forward(model, start, Past(None, mask, reader, encoded))
+    return _forward(model, start, Past(None, mask, known, encoded))
 
 
 def extend(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
@@ -136,7 +136,8 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tens
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _reader(model: nn.Module) -> Reader:
+def reader(model: nn.Module) -> Reader:
+    """What a step asks of this model."""
     modules, accepted = tuple(model.modules()), frozenset(inspect.signature(model.forward).parameters)
     return Reader(accepted, memory_name(model), modules, products(modules))
 
@@ -160,9 +161,12 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     # no_grad, not inference_mode: a buffer that a forward fills (rotary frequencies) must stay usable in training.
     with _still(past.reader.modules), using(past.reader.products), torch.no_grad():
         output = model(**inputs)
-    logits = output.logits[:, -1]
+    wide, cache = checked(model, output.logits[:, -1]), output[past.reader.memory]
+    return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
+
+
+def checked(model: nn.Module, logits: Tensor) -> Tensor:
+    """The logits in float32 or wider. ModelError where they are NaN or infinite."""
     if not bool(logits.amax(-1).isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes NaN or infinite logits; its weights or its inputs are sick.")
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cache = output[past.reader.memory]
-    return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -5,24 +5,31 @@ from collections.abc import Sequence
 from torch import nn
 
 from acclimate.models.outline import is_encoder_decoder, outline
-from acclimate.tokens.batch import Batch, common, pack, pad, pad_pairs
+from acclimate.tokens.batch import Batch, pack, pad, pad_pairs
 from acclimate.tokens.codec import Encoded
+from acclimate.tokens.schedule import even_passes, passes
 
-WORTH = 8  # ids that documents must have in common, for that to be read once
+WORTH = 8  # ids that documents must begin with in common, for them to be read once
 
 
 def collate(
     model: nn.Module, rows: Sequence[Encoded], fill: int, numbers: Sequence[int] = (), share: bool = False
 ) -> Batch:
-    """`rows` as one batch on the model's device. share: what all of them begin with is read once, where that is the same."""
+    """`rows` as one batch on the model's device. share: what several of them begin with is read once, where that is the same."""
     device = next(model.parameters()).device
     if is_encoder_decoder(model):
         start = int(model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
         return pad_pairs(rows, fill, start, numbers).to(device)
     if not streams(model):
         return pad(rows, fill, numbers).to(device)
-    shared = common(rows) if share and len(rows) > 1 and outline(model).shares and not _drops(model) else 0
-    return pack(rows, numbers, shared if shared >= WORTH else 0).to(device)
+    return pack(rows, numbers, WORTH if share and outline(model).shares and not _drops(model) else 0).to(device)
+
+
+def divide(
+    model: nn.Module, step: Sequence[int], sizes: Sequence[int], most: int, padded: bool = False
+) -> list[tuple[int, ...]]:
+    """A step as what goes through the model at once, up to `most` tokens; rows of like length where they are `padded`."""
+    return (even_passes if padded or not streams(model) else passes)(step, sizes, most)
 
 
 def streams(model: nn.Module) -> bool:

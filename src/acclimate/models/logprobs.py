@@ -85,8 +85,7 @@ def inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         return {
             "input_ids": batch.ids,
             "position_ids": batch.positions,
-            "document_lengths": (*batch.lengths, batch.filler) if batch.filler else batch.lengths,
-            **({"shared_length": batch.shared} if batch.shared else {}),
+            "document_pieces": batch.pieces,
             "use_cache": False,
         }
     return {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}

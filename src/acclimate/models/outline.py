@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from acclimate.models.attention import NAME, register
 from acclimate.models.cache import evaluating
+from acclimate.tokens.tree import Piece
 
 
 @dataclass(frozen=True)
 class Outline:
     """apart: `head(trunk(ids))` equals `model(ids)`, so the head can be asked at some places only.
-    packs: documents in one stream get the logits they get alone. shares: also when what they begin with stands there once."""
+    packs: documents in one stream get the logits they get alone. shares: also when what some begin with stands there once."""
 
     apart: bool
     packs: bool
@@ -74,7 +75,8 @@ def _packs(model: nn.Module) -> bool:
         with evaluating(model):
             alone = [model(input_ids=part).logits for part in torch.split(ids, [3, 4, 2], dim=1)]
             positions = torch.cat([torch.arange(n) for n in (3, 4, 2)])[None].to(ids.device)
-            together = model(input_ids=ids, position_ids=positions, document_lengths=(3, 4, 2)).logits
+            pieces = (Piece(0, 3, -1), Piece(3, 4, -1), Piece(7, 2, -1))
+            together = model(input_ids=ids, position_ids=positions, document_pieces=pieces).logits
         works = _close(torch.cat(alone, dim=1), together)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         works = False
@@ -91,8 +93,8 @@ def _shares(model: nn.Module) -> bool:
     try:
         with evaluating(model):
             alone = [model(input_ids=torch.cat([ids[:, :3], part], dim=1)).logits for part in (ids[:, 3:5], ids[:, 5:])]
-            given = {"document_lengths": (2, 2), "shared_length": 3}
-            together = model(input_ids=ids, position_ids=positions, **given).logits
+            pieces = (Piece(0, 3, -1), Piece(3, 2, 0), Piece(5, 2, 0))
+            together = model(input_ids=ids, position_ids=positions, document_pieces=pieces).logits
     except (TypeError, ValueError, RuntimeError):
         return False
     return _close(torch.cat([alone[0], alone[1][:, 3:]], dim=1), together)

@@ -1,5 +1,6 @@
 """What a policy says of the tokens it wrote: log-probability, entropy and value, from one pass through the trunk."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from acclimate.errors import ModelError
 from acclimate.models.logprobs import blocks, hidden_at
 from acclimate.models.outline import head_of, outline
-from acclimate.tokens.batch import Batch
+from acclimate.tokens.batch import Batch, asked
 
 VALUE = "value_head"
 
@@ -26,8 +27,23 @@ class Scored(NamedTuple):
 def score(model: nn.Module, batch: Batch, temperature: float = 1.0) -> Scored:
     """One pass; the probabilities are those of logits / temperature, as sampled. Values are 0 without a value head."""
     refuse(model)
-    hidden = hidden_at(model, batch)
-    pieces = [_piece(head_of(model), h, t, temperature) for h, t in blocks(hidden, batch.targets)]
+    return _scored(model, hidden_at(model, batch), batch.targets, temperature)
+
+
+def score_to_the_end(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Scored, Float[Tensor, " rows"]]:
+    """As `score`, and (rows,) the value after the last token of every row: what one that was cut off is worth from there."""
+    refuse(model)
+    if not hasattr(model, VALUE):
+        known = score(model, batch, temperature)
+        return known, known.value.new_zeros(len(batch.lengths))
+    ends = asked(batch, [(row, length, 0, row) for row, length in enumerate(batch.lengths)]).predict
+    hidden = hidden_at(model, replace(batch, predict=torch.cat([batch.predict, ends])))
+    written, last = torch.split(hidden, [len(batch.predict), len(ends)])
+    return _scored(model, written, batch.targets, temperature), values(model, last)
+
+
+def _scored(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Scored:
+    pieces = [_piece(head_of(model), h, t, temperature) for h, t in blocks(hidden, targets)]
     logprob, entropy = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
     return Scored(logprob, entropy, values(model, hidden))
 
@@ -38,15 +54,6 @@ def values(model: Any, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     head = getattr(model, VALUE, None)
     with torch.autocast(wide.device.type, enabled=False):
         return wide.new_zeros(len(wide)) if head is None else head(wide).squeeze(-1)
-
-
-def last_values(model: nn.Module, batch: Batch) -> Float[Tensor, " rows"]:
-    """(rows,): the value after the last token of every row, which a completion that was cut off is worth from there on."""
-    rows = torch.arange(len(batch.lengths))
-    ends = torch.tensor([batch.place(r, n + batch.shared - 1) for r, n in enumerate(batch.lengths)])
-    device = batch.ids.device
-    asked = vars(batch) | {"predict": ends.to(device), "targets": rows.to(device), "owner": rows.to(device)}
-    return values(model, hidden_at(model, Batch(**asked)))
 
 
 def add_value_head(model: nn.Module) -> nn.Linear:

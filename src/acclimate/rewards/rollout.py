@@ -279,7 +279,7 @@ def opinions(
     kept = {**originals, **{n: p.data for n, p in model.named_parameters() if n.startswith(policy.VALUE)}}
     for part in passes(range(len(rows)), [row.size for row in rows], budget):
         batch = _batch(model, [rows[i] for i in part], codec)
-        now, after = policy.score(model, batch, how.temperature), policy.last_values(model, batch)
+        now, after = policy.score_to_the_end(model, batch, how.temperature)
         with disabled(model, kept):
             plain = _batch(model, [undressed(rows[i], codec) for i in part], codec)
             then = policy.score(model, plain, how.temperature)

@@ -53,8 +53,13 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """For a person."""
-        rest = self.tensors - self.weights - self.optimizer
-        parts = {"program": self.program, "weights": self.weights, "optimizer": self.optimizer, "updates": rest}
+        parts = {
+            "program": self.program,
+            "weights": self.weights,
+            "optimizer": self.optimizer,
+            "updates": self.tensors - self.weights - self.optimizer,
+            "holes": self.memory - self.program - self.tensors,
+        }
         return [
             f"rows: {', '.join(f'{name} {count:,}' for name, count in self.rows.items())}",
             f"steps: {self.steps:,}, tokens: {self.tokens:,}, of them scored: {self.scored_tokens:,}",
@@ -77,7 +82,7 @@ def predict(recipe: Recipe) -> Forecast:
     given, rows, opened = prepared.recipe.training, prepared.train.rows, trainable(model)
     sizes = [row.size for row in rows]
     steps = updates(prepared) if rolls(recipe) else plan(sizes, given.tokens_per_step, given.steps, given.seed)
-    cut = [_passes(prepared, model, step, sizes) for step in steps]
+    cut = [parts(prepared, model, step, sizes) for step in steps]
     tokens = sum(sizes[i] for step in steps for i in step)
     counted, weights = sum(p.numel() for p in opened.values()), _bytes(model) + _copied(prepared)
     total = sum(p.numel() for n, p in model.named_parameters() if ".delta." not in n)
@@ -103,13 +108,6 @@ def predict(recipe: Recipe) -> Forecast:
         seconds=(work * tokens + _asked(prepared, tokens)) / speed,
         assumed=ASSUMED if rolls(recipe) or learns(recipe) else "",
     )
-
-
-def _passes(prepared: Prepared, model: nn.Module, step: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """A step as what goes through the model at once."""
-    if reference.holds(prepared.train.rows):
-        return reference.parts(prepared, model, step, prepared.train.rows)
-    return parts(prepared, model, step, sizes)
 
 
 def _traced(

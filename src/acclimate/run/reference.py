@@ -15,14 +15,13 @@ from acclimate.methods.delta import switch_of
 from acclimate.methods.head import Copy
 from acclimate.methods.switch import links
 from acclimate.models.cache import evaluating
-from acclimate.models.collate import collate
+from acclimate.models.collate import collate, divide
 from acclimate.models.heads import TaskHead, TaskModel
 from acclimate.models.logprobs import logprobs
-from acclimate.models.outline import is_encoder_decoder, outline
 from acclimate.objectives.kto import KTO, reference_point
 from acclimate.run.prepare import Prepared, with_pairs
 from acclimate.tokens.codec import Encoded
-from acclimate.tokens.pairs import Compared, Pairs, by_document, cut, paired
+from acclimate.tokens.pairs import Compared, Pairs, by_document, paired
 from acclimate.tokens.schedule import passes
 from acclimate.training.folder import RunFolder
 from acclimate.training.reference import base_logprobs, referenced, stands_still, undropped
@@ -33,12 +32,6 @@ DEMONSTRATIONS = 500  # training rows whose best completions a reward model's ze
 def holds(rows: Sequence[Any]) -> bool:
     """Whether what goes through the model are comparisons as a policy learns from them."""
     return bool(rows) and isinstance(rows[0], Compared)
-
-
-def parts(prepared: Prepared, model: nn.Module, step: Sequence[int], rows: Sequence[Any]) -> list[tuple[int, ...]]:
-    """A step cut into what goes through the model at once."""
-    shares = not is_encoder_decoder(model) and outline(model).shares
-    return cut(step, rows, prepared.recipe.training.tokens_per_pass, shares)
 
 
 def batches(
@@ -99,7 +92,8 @@ def dev_loss(prepared: Prepared, model: nn.Module, autocast: torch.dtype | None 
         evaluating(model),
         torch.autocast(next(model.parameters()).device.type, autocast, enabled=autocast is not None),
     ):
-        for each in batches(prepared, model, rows, parts(prepared, model, range(len(rows)), rows), autocast):
+        parts = divide(model, range(len(rows)), [row.size for row in rows], prepared.recipe.training.tokens_per_pass)
+        for each in batches(prepared, model, rows, parts, autocast):
             found = prepared.objective(model, each)
             total, count = total + float(found.total), count + float(found.count)
     return total / count

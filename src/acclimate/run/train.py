@@ -13,7 +13,7 @@ from acclimate.generation.score import score
 from acclimate.methods.artifact import fill, tensors
 from acclimate.methods.delta import trainable
 from acclimate.models.allocator import forget_peak, peak, return_free_pages
-from acclimate.models.collate import collate, streams
+from acclimate.models.collate import collate, divide
 from acclimate.models.outline import trunk_of
 from acclimate.models.policy import VALUE, drop_value_head
 from acclimate.recipe import Training
@@ -23,7 +23,7 @@ from acclimate.run.prepare import Prepared
 from acclimate.run.rollouts import rolls
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
-from acclimate.tokens.schedule import even_passes, passes, plan
+from acclimate.tokens.schedule import plan
 from acclimate.training import optim
 from acclimate.training.checkpoint import append_line, clean, load, newest, save, sync, truncate_log
 from acclimate.training.fit import Step, fit
@@ -176,14 +176,11 @@ def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str
     given, rows = prepared.recipe.training, prepared.train.rows
     sizes = [row.size for row in rows]
     planned = plan(sizes, given.tokens_per_step, given.steps, given.seed)
+    cut = [parts(prepared, model, chosen, sizes) for chosen in planned]
     if reference.holds(rows):
         reference.check(prepared, model)
-        for step in planned[start:]:
-            yield reference.batches(
-                prepared, model, rows, reference.parts(prepared, model, step, rows), autocast(model, given)
-            )
+        yield from (reference.batches(prepared, model, rows, parts, autocast(model, given)) for parts in cut[start:])
         return
-    cut = [parts(prepared, model, chosen, sizes) for chosen in planned]
 
     def made(part: tuple[int, ...]) -> Batch:
         return collated(prepared, model, [rows[i] for i in part], part)
@@ -199,8 +196,7 @@ def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str
 
 def parts(prepared: Prepared, model: nn.Module, step: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
     """The rows of a step as what goes through the model at once."""
-    padded = prepared.head is not None or not streams(model)
-    return (even_passes if padded else passes)(step, sizes, prepared.recipe.training.tokens_per_pass)
+    return divide(model, step, sizes, prepared.recipe.training.tokens_per_pass, padded=prepared.head is not None)
 
 
 def collated(prepared: Prepared, model: nn.Module, rows: Sequence[Encoded], numbers: Sequence[int] = ()) -> Batch:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from acclimate.tokens.codec import Encoded
+from acclimate.tokens.tree import Piece, tree
 
 ROUND = 128  # ids by which the length of a long stream grows
 
@@ -17,11 +18,11 @@ ROUND = 128  # ids by which the length of a long stream grows
 class Batch:
     """Documents side by side, and where the loss looks.
 
-    What all documents of a stream begin with may stand there once, before what is left of each: attention lets every
-    document see it, so hidden states and gradients are those of the documents in full.
+    What documents of a stream begin with may stand there once, before what is left of each: attention lets every one of
+    them see it, so hidden states and gradients are those of the documents in full.
 
     ids: (1, tokens) packed or (rows, time) padded. positions: like ids, counted within each document.
-    mask: like ids, 1 = real; None when packed. lengths: of each document, without what is shared.
+    mask: like ids, 1 = real; None when packed. lengths: of each document in full.
     source, source_mask: what an encoder reads.
     predict: (n,) flat places in ids whose output is scored. targets: (n,) the id wanted there. owner: (n,) the row of each.
     rows: the numbers of the rows in the data, for diagnosis.
@@ -38,8 +39,8 @@ class Batch:
     source_mask: Tensor | None = None
     rows: tuple[int, ...] = ()
     hidden: Tensor | None = None  # (n, d): what a frozen trunk answered at `predict`, where it is known already
-    filler: int = 0  # ids behind the last document of a stream that only round its length
-    shared: int = 0  # ids at the start of a stream that all documents begin with
+    pieces: tuple[Piece, ...] = ()  # of a stream; behind the documents' own may stand one that only rounds its length
+    leaves: tuple[int, ...] = ()  # the piece that each document ends in
 
     @property
     def packed(self) -> bool:
@@ -49,14 +50,21 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Real tokens of the documents in full, padding not counted."""
-        own = sum(self.lengths) + self.shared * len(self.lengths)
-        return own + (int(self.source_mask.sum()) if self.source_mask is not None else 0)
+        return sum(self.lengths) + (int(self.source_mask.sum()) if self.source_mask is not None else 0)
+
+    @property
+    def streamed(self) -> int:
+        """Ids that a stream holds of its documents: what several begin with counts once."""
+        return sum(piece.length for piece in self.pieces[: max(self.leaves) + 1])
 
     def place(self, row: int, t: int) -> int:
         """Where id t of a document lies in the flattened ids."""
         if not self.packed:
             return row * self.ids.shape[1] + t
-        return t if t < self.shared else sum(self.lengths[:row]) + t
+        piece, end = self.pieces[self.leaves[row]], self.lengths[row]
+        while t < end - piece.length:
+            piece, end = self.pieces[piece.parent], end - piece.length
+        return piece.start + t - (end - piece.length)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -64,39 +72,36 @@ class Batch:
         return replace(self, **moved)
 
 
-def common(rows: Sequence[Encoded]) -> int:
-    """How many ids all rows begin with; every row has one more at least.
-
-    >>> common([Encoded((5, 6, 7), ()), Encoded((5, 6, 8, 9), ())]), common([Encoded((5, 6), ()), Encoded((5, 6), ())])
-    (2, 1)
-    """
-    first, last = min(row.ids for row in rows), max(row.ids for row in rows)  # what these share, all in between do
-    most = min(len(row.ids) for row in rows) - 1
-    return next((i for i in range(most) if first[i] != last[i]), most)
-
-
-def pack(rows: Sequence[Encoded], numbers: Sequence[int] = (), shared: int = 0) -> Batch:
-    """One stream, with the first `shared` ids of all documents once. The first id of a document is never scored.
+def pack(rows: Sequence[Encoded], numbers: Sequence[int] = (), least: int = 0) -> Batch:
+    """One stream, in which what rows begin with, `least` ids or more, stands once. The first id of a document is never scored.
 
     A long stream is rounded up by a document that nobody looks at: matrix libraries keep code and buffers for every
     shape they meet, so that lengths that never recur cost time at each step and memory for good.
     """
-    lengths = tuple(len(row.ids) - shared for row in rows)
-    starts = [sum(lengths[:i]) for i in range(len(rows))]
-    places = [
-        (t - 1 if t <= shared else s + t - 1, row.ids[t], r)
-        for r, (s, row) in enumerate(zip(starts, rows, strict=True))
-        for t in _scored(row)
-    ]
-    predict, targets, owner = torch.tensor(places, dtype=torch.long).reshape(-1, 3).unbind(1)
-    ids = torch.tensor([*rows[0].ids[:shared], *(i for row in rows for i in row.ids[shared:])], dtype=torch.long)[None]
-    filler = -ids.shape[1] % ROUND if ids.shape[1] > 2 * ROUND else 0
-    ids = torch.cat([ids, ids[:, :1].expand(1, filler)], dim=1)
-    counted = [torch.arange(shared), *(torch.arange(shared, shared + n) for n in (*lengths, filler))]
-    positions = torch.cat(counted)[None]
-    return Batch(
-        ids, positions, None, lengths, predict, targets, owner, rows=tuple(numbers), filler=filler, shared=shared
-    )
+    found = tree([row.ids for row in rows], least)
+    filler = -len(found.ids) % ROUND if len(found.ids) > 2 * ROUND else 0
+    pieces = (*found.pieces, Piece(len(found.ids), filler, -1)) if filler else found.pieces
+    ids = torch.tensor([*found.ids, *found.ids[:1] * filler], dtype=torch.long)[None]
+    positions = torch.cat([torch.arange(depth, depth + p.length) for p, depth in zip(pieces, _depths(pieces))])[None]
+    lengths, none = tuple(len(row.ids) for row in rows), torch.zeros(0, dtype=torch.long)
+    made = Batch(ids, positions, None, lengths, none, none, none, rows=tuple(numbers))
+    made = replace(made, pieces=pieces, leaves=found.leaves)
+    return asked(made, [(r, t, row.ids[t], r) for r, row in enumerate(rows) for t in _scored(row)])
+
+
+def asked(batch: Batch, questions: Sequence[tuple[int, int, int, int]]) -> Batch:
+    """The batch with other questions: (document, the place t in it, the id wanted there, its owner) each."""
+    found = [(batch.place(row, t - 1), wanted, owner) for row, t, wanted, owner in questions]
+    predict, targets, owners = torch.tensor(found, dtype=torch.long, device=batch.ids.device).reshape(-1, 3).unbind(1)
+    return replace(batch, predict=predict, targets=targets, owner=owners)
+
+
+def _depths(pieces: Sequence[Piece]) -> list[int]:
+    """How many ids of its documents stand before each piece."""
+    depths: list[int] = []
+    for piece in pieces:
+        depths.append(0 if piece.parent < 0 else depths[piece.parent] + pieces[piece.parent].length)
+    return depths
 
 
 def _scored(row: Encoded) -> list[int]:

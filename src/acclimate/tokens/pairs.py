@@ -14,10 +14,7 @@ from acclimate.errors import DataError
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Codec, Encoded, refuse_control_tokens
 from acclimate.tokens.reading import Pool, Reading
-from acclimate.tokens.schedule import passes
 from acclimate.tokens.truncate import Fitted, Policy, cut_prompt, fit_rows
-
-APART = 64  # ids that a pass of its own must save, for a prompt to be read once
 
 
 class Compared(NamedTuple):
@@ -168,22 +165,6 @@ def _other(row: Compared, following: Compared, limit: int, keep: int) -> Encoded
     start, end = mine.scored.index(True), theirs.scored.index(True)
     made = mine._replace(ids=mine.ids[:start] + theirs.ids[end:], scored=mine.scored[:start] + theirs.scored[end:])
     return made if len(made.ids) <= limit else cut_prompt(made, limit, keep)
-
-
-def cut(step: Sequence[int], rows: Sequence[Compared], most: int, shares: bool) -> list[tuple[int, ...]]:
-    """A step as what goes through the model at once, up to `most` tokens; a long prompt by itself, to be read once.
-
-    shares: whether the model can read at once what documents begin with.
-    """
-    apart = {i for i in step if shares and _saved(rows[i]) >= APART}
-    sizes = {i: rows[i].size for i in step}
-    rest = [i for i in step if i not in apart]
-    together = passes(range(len(rest)), [sizes[i] for i in rest], most)
-    return [*(tuple(rest[i] for i in part) for part in together), *((i,) for i in step if i in apart)]
-
-
-def _saved(row: Compared) -> int:
-    return 0 if row.source else row.rows[0].scored.index(True) * (len(row.rows) - 1)
 
 
 def reading(row: Compared, pool: Pool, first: int) -> Reading:
