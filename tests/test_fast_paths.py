@@ -15,6 +15,7 @@ from acclimate.generation.samplers import Greedy
 from acclimate.generation.score import score
 from acclimate.methods import Full, Head, LoRA, QLoRA
 from acclimate.methods.delta import adapt
+from acclimate.models import policy
 from acclimate.models.collate import collate, divide
 from acclimate.models.logprobs import logprobs
 from acclimate.models.outline import outline, trunk_of
@@ -277,3 +278,30 @@ def test_a_row_that_is_done_leaves_the_batch():
     handle.remove()
     assert [len(row.ids) + (row.end >= 0) for row in found] == drawn
     assert sum(read) == 6 * 12 + sum(drawn) - 6
+
+
+# Completions to learn from
+
+
+def test_the_prompt_of_a_group_is_read_once():
+    """Four completions of each of two prompts: 2 · 12 ids when they are sampled, and 2 · 12 + 8 · 5 when they are judged."""
+    model, read = build().eval(), []
+    prompts = [document(12, 0, n).ids for n in range(2)]
+    handle = trunk_of(model).register_forward_pre_hook(
+        lambda _, given, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    generate(
+        model, [prompt for prompt in prompts for _ in range(4)], Greedy(), terminators=frozenset(), max_new=1, pad=PAD
+    )
+    assert read == [2 * 12]
+    read.clear()
+    said = [document(5, 0, 30 + n).ids for n in range(8)]
+    rows = [Encoded(prompts[n // 4] + ids, (False,) * 12 + (True,) * 5) for n, ids in enumerate(said)]
+    with torch.no_grad():
+        policy.score_to_the_end(model, collate(model, rows, PAD, share=True))
+    assert read == [2 * 12 + 8 * 5]
+    policy.add_value_head(model)
+    with torch.no_grad():
+        policy.score_to_the_end(model, collate(model, rows, PAD, share=True))
+    handle.remove()
+    assert read[1:] == read[:1]  # the value after the last token comes from the same pass
