@@ -1,13 +1,14 @@
 """Log-probabilities of the scored tokens of a batch: the one place where logits are made for losses and scores."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from acclimate.models.frozen_head import formed, stands_still
 from acclimate.models.outline import head_of, is_encoder_decoder, outline, trunk_of
 from acclimate.tokens.batch import Batch
 
@@ -19,8 +20,8 @@ ROUND = 64  # rows of logits by which their number grows
 def logprobs(model: nn.Module, batch: Batch) -> Float[Tensor, " n"]:
     """Natural-log probability of each target, (n,) in float32 (float64 on a float64 model).
 
-    The head is asked at the scored places only, and its logits are made again in the backward pass, so that
-    tokens × vocabulary is never held.
+    The head is asked at the scored places only. Its logits are made again in the backward pass, or are not needed there
+    where it stands still (`frozen_head`), so that tokens × vocabulary is never held.
     """
     return _read(model, batch, _gather)
 
@@ -58,6 +59,8 @@ def blocks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _piece(head: nn.Module, hidden: Float[Tensor, "n d"], targets: Int[Tensor, " n"], read: Read) -> Tensor:
     if not torch.is_grad_enabled():
         return read(head(hidden), targets)
+    if read is _gather and stands_still(head):
+        return formed(cast(nn.Linear, head), hidden, targets)[0]
     return checkpoint(lambda h: read(head(h), targets), hidden, use_reentrant=False)  # type: ignore[no-any-return]
 
 

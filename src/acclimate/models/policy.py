@@ -1,14 +1,15 @@
 """What a policy says of the tokens it wrote: log-probability, entropy and value, from one pass through the trunk."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from acclimate.errors import ModelError
+from acclimate.models.frozen_head import formed, said, stands_still
 from acclimate.models.logprobs import blocks, hidden_at
 from acclimate.models.outline import head_of, outline
 from acclimate.tokens.batch import Batch, asked
@@ -24,10 +25,13 @@ class Scored(NamedTuple):
     value: Tensor
 
 
-def score(model: nn.Module, batch: Batch, temperature: float = 1.0) -> Scored:
-    """One pass; the probabilities are those of logits / temperature, as sampled. Values are 0 without a value head."""
+def score(model: nn.Module, batch: Batch, temperature: float = 1.0, spread: bool = False) -> Scored:
+    """One pass; the probabilities are those of logits / temperature, as sampled. Values are 0 without a value head.
+
+    spread: whether the entropy is descended too; else it may come without a gradient.
+    """
     refuse(model)
-    return _scored(model, hidden_at(model, batch), batch.targets, temperature)
+    return _scored(model, hidden_at(model, batch), batch.targets, temperature, spread)
 
 
 def score_to_the_end(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Scored, Float[Tensor, " rows"]]:
@@ -42,8 +46,8 @@ def score_to_the_end(model: nn.Module, batch: Batch, temperature: float = 1.0) -
     return _scored(model, written, batch.targets, temperature), values(model, last)
 
 
-def _scored(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> Scored:
-    pieces = [_piece(head_of(model), h, t, temperature) for h, t in blocks(hidden, targets)]
+def _scored(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, spread: bool = False) -> Scored:
+    pieces = [_piece(head_of(model), h, t, temperature, spread) for h, t in blocks(hidden, targets)]
     logprob, entropy = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
     return Scored(logprob, entropy, values(model, hidden))
 
@@ -80,16 +84,9 @@ def refuse(model: nn.Module) -> None:
         raise ModelError(f"{type(model).__name__} hides its last hidden states, which a policy's values are read from.")
 
 
-def _piece(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _piece(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, spread: bool) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
-        return said(head(hidden), targets, temperature)
-    both: tuple[Tensor, Tensor] = checkpoint(lambda h: said(head(h), targets, temperature), hidden, use_reentrant=False)
-    return both
-
-
-def said(
-    logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], temperature: float
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """(n, vocab), (n,) → log-probability of the targets and entropy, each (n,), in at least float32."""
-    logs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
-    return logs.gather(-1, targets[:, None]).squeeze(-1), -(logs.exp() * logs).sum(-1)
+        return said(head(hidden), targets, temperature)[:2]
+    if not spread and stands_still(head):
+        return formed(cast(nn.Linear, head), hidden, targets, temperature)
+    return checkpoint(lambda h: said(head(h), targets, temperature)[:2], hidden, use_reentrant=False)  # type: ignore[no-any-return]

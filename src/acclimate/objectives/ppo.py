@@ -107,7 +107,7 @@ class PPO:
         """The sum over tokens."""
         if isinstance(given, Pretraining):
             return given.loss(model)
-        now = score(model, given.batch, given.temperature)
+        now = score(model, given.batch, given.temperature, spread=self.entropy > 0)
         policy, cut = clipped(now.logprob - given.logprob, given.advantages, self.clip)
         value = clipped_square(now.value, given.values, given.returns, self.value_clip)
         total = policy.sum() + self.value_weight * value.sum() - self.entropy * now.entropy.sum()
