@@ -26,6 +26,7 @@ rewards: [{name: function, function: "tests.test_alarms:vowels"}]
 training: {steps: 40, tokens_per_step: 60, rate: 0.01, precision: float32, schedule: constant}
 evaluation: {draws: 50, forgetting: false}
 """
+LONG = ("training.steps=60", "training.rate=0.02")  # until all has happened that will, whatever the rounding
 
 
 def vowels(completions):
@@ -82,7 +83,7 @@ def test_a_calm_run_rings_none(told):
 
 def test_a_run_that_learns_what_its_reward_overlooks(told):
     """Vowels are paid for, and the judge wants other letters; nothing holds the policy back, so it goes far and gets sure."""
-    seen, said = told("judge=[{name: function, function: 'tests.test_alarms:letters'}]", "training.rate=0.02")
+    seen, said = told("judge=[{name: function, function: 'tests.test_alarms:letters'}]", *LONG)
     assert seen[-1]["reward"] > seen[0]["reward"] + 0.2
     assert seen[-1]["judge"] < seen[0]["judge"] - 0.1
     assert seen[-1]["rollout_kl"] > 4
@@ -95,6 +96,6 @@ def test_a_run_that_learns_what_its_reward_overlooks(told):
 
 def test_a_reward_that_pays_for_length(told):
     paid = "rewards=[{name: function, function: 'tests.test_alarms:brief'}]"
-    seen, said = told(paid, "rollouts.max_new_tokens=8", "training.rate=0.02")
+    seen, said = told(paid, "rollouts.max_new_tokens=8", *LONG)
     assert seen[-1]["length"] < 3 < 7 < seen[0]["length"]
     assert any("tokens: the reward may be paying for length" in line for line in said)

@@ -108,7 +108,9 @@ def test_the_head_is_asked_at_scored_places_only():
     assert {rows for rows, _, _ in found.head} == {SCORED}
     assert work(found.head) == 2 * once  # forward, and the gradient of its input, which is formed there
     moving = stepped(build(Full()))
-    assert work(moving.head) == 4 * once  # forward, once more on the way back, and the gradients of its input and of itself
+    assert (
+        work(moving.head) == 4 * once
+    )  # forward, once more on the way back, and the gradients of its input and of itself
 
 
 def test_a_frozen_weight_gets_no_gradient():
