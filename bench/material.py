@@ -2,7 +2,7 @@
 
 base/           the model as a transformers folder, float32
 rows.jsonl      {"input_ids", "completion_mask"}: prompts and completions, spelled once
-adapter/        LoRA as it starts, in PEFT's format
+adapter/        LoRA on queries and values as it starts, in PEFT's format; linear/: of rank 16 on every linear layer
 prompts.jsonl   {"input_ids"}: what is continued
 pairs.jsonl     {"row", "context", "continuation"}: what is asked about, four endings a row
 shots.jsonl     the same, two labels a row, all contexts begin with the same worked examples
@@ -30,7 +30,9 @@ import torch
 from acclimate.data.sources import data_file
 from acclimate.interchange import peft
 from acclimate.interchange.adapter import save_adapter
+from acclimate.methods import LoRA
 from acclimate.methods.artifact import tensors, write_tensors
+from acclimate.methods.delta import detach
 from acclimate.models.fingerprint import fingerprint
 from acclimate.recipe import parse
 from acclimate.run.carry import facts_of, installed
@@ -56,6 +58,7 @@ training: {{rate: 2.0e-4, precision: {precision}, seed: 0, steps: 65536}}
 OURS = "made-by-the-benchmark"  # a file in every folder that may be made anew
 ASKED = "Summarise in one or two sentences:\n\n"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
+EVERYWHERE = LoRA(rank=16, alpha=32, targets=("linear",))
 LABELS = ("negative", "positive")
 MIXED = ("a", "b", "c", "d")
 
@@ -87,6 +90,9 @@ def write(folder: Path) -> None:
     base = fingerprint(model)
     prepared.recipe.method.install(model)
     save_adapter(model, prepared.recipe.method, folder / "adapter", facts_of(prepared, base))
+    detach(model)
+    EVERYWHERE.install(model)
+    save_adapter(model, EVERYWHERE, folder / "linear", facts_of(prepared, base))
     _lines(folder / "preferences.jsonl", _preferences())
     align(folder)
     whole.write_text(stamp, encoding="utf-8")

@@ -32,10 +32,10 @@ class Work:
     )
 
 
-def _sft(adapter: bool) -> Work:
+def _sft(way: str, adapter: str) -> Work:
     both: Mapping[str, Any] = {"adapter": adapter}
     return Work(
-        f"{'LoRA' if adapter else 'full'} fine-tuning on articles and summaries, four rows an update, AdamW",
+        f"{way} fine-tuning on articles and summaries, four rows an update, AdamW",
         "tokens",
         {
             OURS: Peer("ours", "sft", options=both),
@@ -88,8 +88,9 @@ def _aligned(about: str, unit: str, name: str, tuned: Mapping[str, Any], parity:
 
 
 WORKS: dict[str, Work] = {
-    "sft-lora": _sft(True),
-    "sft-full": _sft(False),
+    "sft-lora": _sft("LoRA", "adapter"),
+    "sft-all-linear": _sft("LoRA, of rank 16 on all linear layers:", "linear"),
+    "sft-full": _sft("full", ""),
     "dpo": _aligned(
         "DPO with LoRA on articles and two summaries, four pairs an update, the base as the reference; tuned, TRL has asked "
         "the reference of all rows before the clock starts",

@@ -38,11 +38,14 @@ training: {{precision: float32}}
 """
 
 
-def sft(folder: Path, adapter: bool = True, batch: int = 4, dtype: str = "float32") -> Side:
-    """One update on `batch` rows, with LoRA or in full. Units are tokens; parity is the first loss and gradient norm."""
+def sft(folder: Path, adapter: str = "adapter", batch: int = 4, dtype: str = "float32") -> Side:
+    """One update on `batch` rows, with the LoRA of that folder or, without, in full.
+
+    Units are tokens; parity is the first loss and gradient norm.
+    """
     loaded = load(str(folder / "base"), dtype=DTYPES[dtype] if adapter else torch.float32)
     if adapter:
-        load_adapter(loaded.model, folder / "adapter", "default")
+        load_adapter(loaded.model, folder / adapter, "default")
         for name, parameter in loaded.model.named_parameters():
             parameter.requires_grad_(".delta." in name)
     else:

@@ -20,7 +20,7 @@ class Ordered(InOrder, SFTTrainer):
 
 def sft(
     folder: Path,
-    adapter: bool = True,
+    adapter: str = "adapter",
     batch: int = 4,
     dtype: str = "float32",
     checkpointing: bool = True,
@@ -30,7 +30,7 @@ def sft(
     rows = read(folder / "rows.jsonl")
     model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype])
     if adapter:
-        model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+        model = PeftModel.from_pretrained(model, folder / adapter, is_trainable=True)
     how = SFTConfig(
         **PLAIN, output_dir=str(folder / "trl"), per_device_train_batch_size=batch, max_length=None,
         completion_only_loss=True, gradient_checkpointing=checkpointing, dataloader_drop_last=True,

@@ -232,7 +232,7 @@ def _fitted(bench: Bench, method: Fits, given: Prepared) -> dict[str, Any]:
     for seed in bench.comparison.seeds:
         begun = time.perf_counter()
         predictor: Predictor = method.fit_predictor(given, seed)
-        spent = Spent(seconds=time.perf_counter() - begun)
+        spent = Spent(seconds=round(time.perf_counter() - begun, 1))  # a prompt takes none
         begun = time.perf_counter()
         outputs: list[Output] = predictor(examples, bench.told("evaluation", len(examples)))
         measured = rows_of(metrics, dict.fromkeys(asked_for, outputs), examples)
