@@ -43,7 +43,7 @@ class Meter:
         def tick(more: int) -> None:
             done[0] += more
             if more:
-                self._progress(what, done[0], count, begun, "")
+                self._progress(what, done[0], count, begun, more=more)
 
         return tick
 
@@ -51,13 +51,15 @@ class Meter:
         """One update was made."""
         if not self.train_begun:
             self.train_begun, self.first = time.monotonic(), step.index - 1
-        detail = f"loss {step.loss:.4f}"
-        self._progress("training", step.index, steps, self.train_begun, detail, self.first)
+        self._progress("training", step.index, steps, self.train_begun, f"loss {step.loss:.4f}", self.first)
 
-    def _progress(self, what: str, done: int, count: int, begun: float, detail: str, before: int = 0) -> None:
+    def _progress(
+        self, what: str, done: int, count: int, begun: float, detail: str = "", before: int = 0, more: int = 1
+    ) -> None:
+        """`done` of `count`, of them `more` since the last time; elsewhere than on a terminal in LINES lines or so."""
         terminal = sys.stderr.isatty()
         stride = max(1, count // LINES)
-        if not terminal and done % stride and done != count:
+        if not terminal and done // stride == (done - more) // stride and done < count:
             return
         spent = max(1e-9, time.monotonic() - begun)
         rate = (done - before) / spent
