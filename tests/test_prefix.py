@@ -163,6 +163,12 @@ def test_what_is_frozen_stays_frozen_when_it_settles() -> None:
     assert all(".delta.b." in n for n in trainable(model))
 
 
+peft_says_past_key_values = pytest.mark.filterwarnings(
+    "ignore:.*past_key_values.*:FutureWarning"
+)  # renamed in transformers
+
+
+@peft_says_past_key_values
 @pytest.mark.parametrize("build", ["llama", "gpt2"])
 @pytest.mark.parametrize("middle", [0, 8])
 def test_equal_to_peft(build: str, middle: int, tmp_path: Path) -> None:
@@ -177,6 +183,7 @@ def test_equal_to_peft(build: str, middle: int, tmp_path: Path) -> None:
         assert not close(tiny.build(build, torch.float32)(ids).logits, theirs, 1e-2)
 
 
+@peft_says_past_key_values
 @pytest.mark.parametrize("build", ["llama", "gpt2"])
 def test_what_peft_wrote_comes_in(build: str, tmp_path: Path) -> None:
     other: Any = get_peft_model(

@@ -53,7 +53,7 @@ def run(request: dict[str, object]) -> dict[str, object]:
     source, scratch = str(request["source"]), str(request["scratch"])
     sys.path.insert(0, source)
     os.environ |= {"PYTHONPATH": source, "HYPOTHESIS_STORAGE_DIRECTORY": scratch}
-    options = ["-p", "no:cacheprovider", "-o", "addopts=", "--disable-socket", "--allow-unix-socket", "--timeout=120"]
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "--disable-socket", "--allow-unix-socket", "--timeout=400"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins, which are here already
     options += [f"--basetemp={scratch}/tmp", f"--rootdir={ROOT}", f"--maxfail={request['most']}"]
     results = Results()
