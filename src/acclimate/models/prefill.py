@@ -37,11 +37,11 @@ def _empty(model: nn.Module) -> DynamicCache | None:
 
 @torch.no_grad()
 def _streamed(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int, empty: DynamicCache) -> tuple[Tensor, Past]:
-    unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    which = [unique.index(tuple(prompt)) for prompt in prompts]
-    least = WORTH if outline(model).shares else 0
-    batch = pack([Encoded(ids, (False,) * len(ids)) for ids in unique], least=least)
-    batch = asked(batch, [(row, len(ids), 0, row) for row, ids in enumerate(unique)]).to(_device(model))
+    numbers: dict[tuple[int, ...], int] = {}
+    which = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    rows = [Encoded(ids, (False,) * len(ids)) for ids in numbers]
+    batch = pack(rows, least=WORTH if outline(model).shares else 0)
+    batch = asked(batch, [(row, len(ids), 0, row) for ids, row in numbers.items()]).to(_device(model))
     known, trunk = reader(model), trunk_of(model)
     with evaluating(model), using(known.products):
         output = trunk(**{**inputs(model, batch), "use_cache": True, known.memory: empty})

@@ -56,7 +56,7 @@ Piece(start=4, length=1, parent=0), Piece(start=5, length=2, parent=-1)), leaves
 
 
 def _apart(rows: Sequence[tuple[int, ...]], members: Sequence[int], alike: int) -> Iterator[list[int]]:
-    """Members by the id behind what they have in alike; a row that is at its last id there is by itself."""
+    """Members by the id behind what is alike in them; a row that is at its last id there is by itself."""
 
     def branch(row: int) -> tuple[int, ...]:
         last = len(rows[row]) - 1 <= alike
