@@ -58,7 +58,7 @@ training: {{rate: 2.0e-4, precision: {precision}, seed: 0, steps: 65536}}
 OURS = "made-by-the-benchmark"  # a file in every folder that may be made anew
 ASKED = "Summarise in one or two sentences:\n\n"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
-EVERYWHERE = LoRA(rank=16, alpha=32, targets=("linear",))
+EVERYWHERE = LoRA(rank=16, alpha=32.0, targets=("linear",))
 LABELS = ("negative", "positive")
 MIXED = ("a", "b", "c", "d")
 
