@@ -13,6 +13,7 @@ from acclimate.models.logprobs import judged, logprobs
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.tokens.batch import Batch, asked
 from acclimate.tokens.codec import Encoded
+from acclimate.tokens.tree import beginning
 
 
 def score(
@@ -132,6 +133,5 @@ def _budgeted(members: Sequence[int], rows: Sequence[Encoded], budget: int, stre
 
 def _again(before: Sequence[int], ids: Sequence[int]) -> int:
     """Ids at the beginning of a row that need not be read again behind the row `before`."""
-    most = min(len(before), len(ids)) - 1
-    shared = next((t for t in range(most) if before[t] != ids[t]), most)
+    shared = beginning(before, ids)
     return shared if shared >= WORTH else 0

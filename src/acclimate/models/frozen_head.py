@@ -40,6 +40,7 @@ class _Formed(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
     ) -> tuple[Tensor, Tensor]:
+        """What `said` finds of the logits, and for the way back one vector of each token's."""
         logits = nn.functional.linear(hidden, weight, bias)
         chosen, entropy, logs = said(logits, targets, temperature)
         shares = logs.exp_().scatter_add_(-1, targets[:, None], chosen.new_full((len(targets), 1), -1.0))

@@ -45,7 +45,7 @@ Piece(start=4, length=1, parent=0), Piece(start=5, length=2, parent=-1)), leaves
     waiting = [(sorted(range(len(rows)), key=rows.__getitem__), 0, -1)]
     while waiting:  # rows that have their first `begin` ids in `parent` and those before it
         members, begin, parent = waiting.pop()
-        alike = _alike(rows[members[0]], rows[members[-1]])  # sorted: what these share, all between them do
+        alike = beginning(rows[members[0]], rows[members[-1]])  # sorted: what these share, all between them do
         if len(members) == 1:
             leaves[members[0]] = grow(len(rows[members[0]]) - begin, members[0], begin, parent)
         elif alike - begin >= least:
@@ -66,10 +66,10 @@ def _apart(rows: Sequence[tuple[int, ...]], members: Sequence[int], alike: int) 
         yield list(part)
 
 
-def _alike(first: Sequence[int], last: Sequence[int]) -> int:
+def beginning(first: Sequence[int], last: Sequence[int]) -> int:
     """How many ids two rows begin with, one less at most than either has.
 
-    >>> _alike((5, 6, 7), (5, 6, 8, 9)), _alike((5, 6), (5, 6))
+    >>> beginning((5, 6, 7), (5, 6, 8, 9)), beginning((5, 6), (5, 6))
     (2, 1)
     """
     most = min(len(first), len(last)) - 1
