@@ -1,4 +1,4 @@
-"""Tasks whose best reward is known, through the loop of a run: every way of learning on rollouts finds it (G20)."""
+"""Tasks whose best reward is known, through the loop of a run: every way of learning from rewards finds it (G20)."""
 
 import json
 import random
@@ -16,8 +16,8 @@ from acclimate.evaluation.rollouts import Rewarded
 from acclimate.recipe import parse
 from acclimate.rewards import Function
 from acclimate.rewards.rollout import Rollouts
-from acclimate.run.carry import installed
-from acclimate.run.prepare import prepare
+from acclimate.run.carry import installed, ready
+from acclimate.run.draw import drawn
 from acclimate.run.rollouts import encode
 from acclimate.run.train import train
 from acclimate.training.folder import RunFolder
@@ -49,6 +49,14 @@ WAYS = {
     "fine-grained ppo": ("objective=ppo", "rewards=[{name: function, function: 'tests.test_optimum:dense'}]"),
     "grpo": ("objective=grpo",),
     "rloo": ("objective=rloo",),
+    # Comparisons of completions that were drawn hot: what was never drawn is put behind nothing, and gains what they lose.
+    "dpo": (
+        "objective={name: dpo, beta: 0.5}",
+        "data.sampled={prompts: 9, each: 64}",
+        "rollouts.temperature=4",
+        "training.steps=60",
+        "training.rate=0.005",
+    ),
 }
 
 
@@ -65,7 +73,7 @@ def scalar(completions):
 def _worth(prompt, place, digit):
     if prompt == "??":
         return PAYS.get(digit, 0.0)
-    return float(best(prompt)[place] == digit) / 2
+    return float(best(prompt)[place : place + 1] == digit) / 2
 
 
 def best(prompt):
@@ -121,8 +129,10 @@ def recipe_of(home, task, seed, *words):
 
 
 def trained(recipe, folder):
-    prepared, model = installed(prepare(recipe))
-    train(prepared, model, RunFolder(folder, -1), Stop(), (), lambda step: None, lambda line: None, resumable=False)
+    run = RunFolder(folder, -1)
+    prepared, model = installed(drawn(recipe, folder, lambda line: None, lambda: None))
+    prepared = ready(prepared, model, (), run, {"weights": ""})
+    train(prepared, model, run, Stop(), (), lambda step: None, lambda line: None, resumable=False)
     return prepared, model
 
 
