@@ -70,6 +70,27 @@ def test_halving_by_hand(base, monkeypatch) -> None:
     assert told["spread of those that went first"]["lowest"] == 0.0
 
 
+def test_the_spread_on_test_asks_every_wording_and_changes_no_choice(base, monkeypatch) -> None:
+    """On dev wording i is right i times of 8; on test the other way around: the choice is dev's, and the page says so."""
+    tested = base.parts.test.rows
+
+    def predictor(prepared, instruction):
+        def ask(examples, tick=None):
+            right = int(instruction) if examples is not tested else len(tested) - int(instruction)
+            return [Output(e.target if i < right else "?") for i, e in enumerate(examples)]
+
+        return ask
+
+    monkeypatch.setattr(prompt_search, "_predictor", predictor)
+    found = replace(searched(on_dev(base, 8), base, ["0", "1", "2"]), spread=True)
+    assert found.tried[0].text == "2"
+    told = found.learned(found(tested))
+    wordings, spread = told["Instructions tried on dev"], told["The search"]["spread on test"]
+    assert [wordings[text]["test"] for text in "210"] == sorted(wordings[text]["test"] for text in "210")
+    assert spread["chosen"] == spread["lowest"] == wordings["2"]["test"]
+    assert (spread["median"], spread["highest"]) == (wordings["1"]["test"], 1.0)
+
+
 def test_one_that_is_left_is_not_asked_again(base, monkeypatch) -> None:
     monkeypatch.setattr(
         prompt_search, "_predictor", lambda prepared, text: lambda e, tick=None: [Output("?") for _ in e]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 
 from acclimate.data.examples import Example, Message, Output
@@ -45,6 +46,7 @@ class PromptSearch:
     candidates: int = 8
     rows: int = 100  # of dev, for the last two
     temperature: float = 0.9
+    spread: bool = False  # once the choice is made, ask about test under every wording: what no search would have given
 
     def fit_predictor(self, prepared: Prepared, seed: int) -> "Worded":
         """The predictor. Raises RecipeError without an instruction, and where none but that can be had."""
@@ -53,7 +55,8 @@ class PromptSearch:
                 "prompt_search needs an instruction to start from, 2 candidates or more, and rows above 0."
             )
         texts = ("", self.instruction.strip(), *self._paraphrases(prepared, seed))
-        return searched(on_dev(prepared, self.rows), prepared, tuple(dict.fromkeys(texts))[: self.candidates])
+        tried = tuple(dict.fromkeys(texts))[: self.candidates]
+        return replace(searched(on_dev(prepared, self.rows), prepared, tried), spread=self.spread)
 
     def _paraphrases(self, prepared: Prepared, seed: int) -> list[str]:
         codec, chat = prepared.codec, prepared.template.chat
@@ -91,27 +94,53 @@ def instructed(template: Template, instruction: str) -> Template:
 class Worded:
     """The base model under the best wording. tried: every wording; asked: questions that the search took."""
 
-    predictor: Predictor
+    prepared: Prepared
     tried: tuple[Wording, ...]  # best first
     asked: int
+    spread: bool = False
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """What answers under the best wording."""
+        return _predictor(self.prepared, self.tried[0].text)
 
     def __call__(self, examples: Sequence[Example], tick: Tick | None = None) -> list[Output]:
         return self.predictor(examples, tick)
 
     def learned(self, outputs: Sequence[Output]) -> Learned:
-        """Every wording with its score, their spread in the round that all took part in, and the cost."""
+        """Every wording with its score, their spread in the round that all took part in, and the cost.
+
+        With `spread` each one's score on test as well; `outputs` are what the best said to it.
+        """
         first = min(wording.rows for wording in self.tried)
         rows: dict[str, Mapping[str, float]] = {
             wording.text or "(no instruction)": {"dev": wording.score, "rows": float(wording.rows)}
             for wording in self.tried
         }
-        spread = [wording.score for wording in self.tried if wording.rows == first]
-        cost = {"questions": float(self.asked), "wordings": float(len(self.tried))}
-        ends = {"lowest": min(spread), "median": median(spread), "highest": max(spread)} if spread else {}
-        return {
-            "Instructions tried on dev": rows,
-            "The search": {"spread of those that went first": ends, "cost": cost},
+        told = {
+            "spread of those that went first": ends([w.score for w in self.tried if w.rows == first]),
+            "cost": {"questions": float(self.asked), "wordings": float(len(self.tried))},
         }
+        if self.spread:
+            test = [self._on_test(outputs, i) for i in range(len(self.tried))]
+            rows = {text: {**row, "test": score} for (text, row), score in zip(rows.items(), test, strict=True)}
+            told["spread on test"] = {**ends(test), "chosen": test[0]}
+        return {"Instructions tried on dev": rows, "The search": told}
+
+    def _on_test(self, outputs: Sequence[Output], place: int) -> float:
+        """The score on test under the wording in `place`, whose answers are at hand if it is the first."""
+        rows = self.prepared.parts.test.rows
+        said = outputs if place == 0 else _predictor(self.prepared, self.tried[place].text)(rows)
+        return headline(self.prepared, said, rows)
+
+
+def ends(scores: Sequence[float]) -> dict[str, float]:
+    """Lowest, median and highest.
+
+    >>> ends([0.5, 0.25, 1.0])
+    {'lowest': 0.25, 'median': 0.5, 'highest': 1.0}
+    """
+    return {"lowest": min(scores), "median": median(scores), "highest": max(scores)}
 
 
 def searched(dev: Prepared, prepared: Prepared, texts: Sequence[str]) -> Worded:
@@ -126,7 +155,7 @@ def searched(dev: Prepared, prepared: Prepared, texts: Sequence[str]) -> Worded:
         asked += count * len(part)
         left = sorted(left[:count], key=lambda text: -done[text].score)[: max(1, count // 2)]
     tried = sorted(done.values(), key=lambda wording: (-wording.rows, -wording.score))
-    return Worded(_predictor(prepared, left[0]), tuple(tried), asked)
+    return Worded(prepared, tuple(tried), asked)
 
 
 def _predictor(prepared: Prepared, instruction: str) -> Predictor:
