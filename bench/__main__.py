@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from bench.machine import machine
@@ -19,7 +20,12 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
 
     Where a side does not compute what ours computes, the row says how far it is apart and has no times of it.
     """
-    sides = {who: SideProcess(peer, folder, folder / f"{name}-{who}.log") for who, peer in work.sides.items()}
+    sides = {}
+    for who, peer in work.sides.items():
+        try:
+            sides[who] = SideProcess(peer, folder, folder / f"{name}-{who}.log")
+        except CalledProcessError as problem:  # pip, which found or could build no package for this machine
+            print(f"{name}: {who} left out, its environment cannot be made: {problem}", flush=True)
     found = {who: apart(sides[OURS].parity, side.parity) for who, side in sides.items() if who != OURS}
     equal = {who for who, far in found.items() if all(far[key] <= most for key, most in work.parity.items())}
     rounds: dict[str, list[dict[str, float]]] = {who: [] for who in sides if who == OURS or who in equal}

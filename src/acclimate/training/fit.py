@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from acclimate.errors import TrainingError
 from acclimate.methods.delta import trainable
 from acclimate.training.health import Watch, diagnose
 
@@ -58,26 +60,47 @@ def fit(
     rate(i): learning rate of the i-th update, from 0. start: how many updates came before (resuming).
     Raises TrainingError with its diagnosis when the run is sick, ModelError when a tensor that should train cannot.
     """
-    parameters = trainable(model)
-    watch = Watch(parameters)
+    course = Course(trainable(model), optimizer, rate, max_norm)
     mixed = _Mixed(next(model.parameters()).device.type, autocast)
     for index, group in enumerate(groups, start=start + 1):
-        now = rate(index - 1)
-        for options in optimizer.param_groups:
-            options["lr"] = now
         done = _descend(model, group, objective, mixed)
+        yield course.update(index, done, group, partial(diagnose, model, group, objective, index))
+
+
+class Course:
+    """The updates of some tensors: rate, clipping, optimizer, and a watch over their gradients and their loss."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        rate: Callable[[int], float],
+        max_norm: float = 1.0,
+    ) -> None:
+        self.parameters, self.optimizer, self.rate, self.max_norm = parameters, optimizer, rate, max_norm
+        self.watch = Watch(parameters)
+
+    def update(
+        self, index: int, done: Sequence[Loss], group: Sequence[Any], sick: Callable[[str], TrainingError]
+    ) -> Step:
+        """One step along the gradients that the losses `done` of `group` left behind. sick: what to raise, and why."""
+        now = self.rate(index - 1)
+        for options in self.optimizer.param_groups:
+            options["lr"] = now
         count = sum(float(loss.count) for loss in done)
         total = sum(float(loss.total) for loss in done)
-        watch.gradients(index, now if total else 0.0)  # a loss of 0 moves nothing: completions that all earned the same
+        self.watch.gradients(
+            index, now if total else 0.0
+        )  # a loss of 0 moves nothing: completions that all earned the same
         if not count:
-            raise diagnose(model, group, objective, index, "no token of this batch is counted by the loss")
-        norm = _mean_gradient(parameters, count, max_norm)
+            raise sick("no token of this batch is counted by the loss")
+        norm = _mean_gradient(self.parameters, count, self.max_norm)
         if not (torch.isfinite(torch.tensor(total)) and torch.isfinite(norm)):
-            raise diagnose(model, group, objective, index, "the loss or its gradient is not finite")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        watch.loss(index, total / count)
-        yield Step(index, total / count, float(norm), now, _tokens(group), _scored(group), _means(done, count))
+            raise sick("the loss or its gradient is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.watch.loss(index, total / count)
+        return Step(index, total / count, float(norm), now, _tokens(group), _scored(group), _means(done, count))
 
 
 class _Mixed(NamedTuple):
