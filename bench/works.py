@@ -153,6 +153,15 @@ WORKS: dict[str, Work] = {
         {OURS: Peer("mixed", "ours"), "peft": Peer("mixed", "peft")},
         {"total": PARITY},
     ),
+    "sweep": Work(
+        "an update of eight LoRAs of rank 1 to 128, each on the same 32 tokens, in one pass or one after the other",
+        "tokens",
+        {
+            OURS: Peer("ours", "sweep"),
+            "one-after-the-other": Peer("ours", "sweep", options={"together": False}),
+        },
+        {f"loss of r{1 << i}": PARITY for i in range(8)},
+    ),
     "head-epoch": Work(
         "a later epoch of training a classifier on a frozen trunk, against running the trunk at every epoch",
         "rows",

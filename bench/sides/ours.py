@@ -1,7 +1,7 @@
 """acclimate's side of every work."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from acclimate.evaluation.continuations import Continuing
 from acclimate.generation.decode import generate
 from acclimate.generation.samplers import Greedy
 from acclimate.interchange.adapter import load_adapter
-from acclimate.methods import Full
-from acclimate.methods.delta import trainable
+from acclimate.methods import Full, LoRA
+from acclimate.methods.delta import activate, adapt, trainable
 from acclimate.models.collate import collate
 from acclimate.models.load import load, terminators
 from acclimate.objectives import LM
@@ -23,12 +23,14 @@ from acclimate.run.train import collated
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
 from acclimate.training import optim
-from acclimate.training.fit import fit
+from acclimate.training.fit import Course, Step, fit
 from acclimate.training.frozen import cached_groups
+from acclimate.training.together import fit_together, own
 from bench.lines import read
 from bench.shared import DTYPES, around, best
 from bench.turns import Side
 
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 REVIEWS = """
 model: {base}
 data: {{train: reviews, limit: {{train: 256, dev: 8, test: 8}}}}
@@ -79,6 +81,51 @@ def _flops(model: Any, batch: Batch, each: int) -> float:
     head = model.get_output_embeddings().weight.numel()
     tokens = batch.streamed
     return (each * (sum(own.values()) - trained) + 6 * trained) * tokens + each * head * len(batch.targets)
+
+
+def sweep(folder: Path, together: bool = True, rows: int = 1, length: int = 32) -> Side:
+    """An update of eight LoRAs of rank 1 to 128 on the same short rows: in one pass, or one after the other.
+
+    Units are tokens of all; parity is the losses of the third update, when every adapter has moved.
+    """
+    model, names = load(str(folder / "base")).model.train(), [f"r{rank}" for rank in RANKS]
+    for rank, name in zip(RANKS, names, strict=True):
+        adapt(model, LoRA(rank, alpha=float(2 * rank)), name=name, seed=0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".delta." in name)
+    ids = [tuple(row["input_ids"][:length]) for row in read(folder / "prompts.jsonl")[:rows]]
+    encoded = [Encoded(row, (False,) * (len(row) // 2) + (True,) * (len(row) - len(row) // 2)) for row in ids]
+    each = {name: own(model, name) for name in names}
+    optimizers = {name: optim.adamw(each[name], 2e-4) for name in names}
+    if together:
+        courses = {name: Course(each[name], optimizers[name], lambda _: 2e-4) for name in names}
+        updates = fit_together(model, courses, repeat([encoded]), LM(), 0)
+        steps = ([told[name] for name in names] for told in updates)
+    else:
+        steps = _one_by_one(model, each, optimizers, encoded)
+    *_, third = islice(steps, 3)
+    yield {f"loss of {name}": step.loss for name, step in zip(names, third, strict=True)}
+    for done in steps:
+        yield {"units": sum(step.tokens for step in done)}
+
+
+def _one_by_one(model: Any, each: Any, optimizers: Any, rows: Sequence[Encoded]) -> Iterator[list[Step]]:
+    runs = {}
+    for name in each:
+        for path, parameter in model.named_parameters():
+            parameter.requires_grad_(path in each[name])
+        batches = repeat([collate(model, rows, 0)])
+        runs[name] = fit(model, batches, LM(), optimizers[name], rate=lambda _: 2e-4)
+        activate(model, name)
+        runs[name] = chain([next(runs[name])], runs[name])  # it has looked at what trains now
+    while True:
+        done = []
+        for name, run in runs.items():
+            for path, parameter in model.named_parameters():
+                parameter.requires_grad_(path in each[name])
+            activate(model, name)
+            done.append(next(run))
+        yield done
 
 
 def head(folder: Path, cached: bool = True, rows: int = 256) -> Side:
@@ -134,4 +181,4 @@ def _rows(folder: Path) -> list[Encoded]:
     ]
 
 
-WORKS: Mapping[str, Any] = {"sft": sft, "head": head, "decode": decode, "choices": choices}
+WORKS: Mapping[str, Any] = {"sft": sft, "head": head, "sweep": sweep, "decode": decode, "choices": choices}

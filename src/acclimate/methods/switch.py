@@ -102,7 +102,7 @@ class PerRow:
         >>> PerRow(("a", "b"), torch.tensor([1, 1, -1, 0])).runs
         ((1, 2), (-1, 1), (0, 1))
         """
-        found, counts = self.index.flatten().unique_consecutive(return_counts=True)
+        found, counts = torch.unique_consecutive(self.index, return_counts=True)
         return tuple(zip(found.tolist(), counts.tolist(), strict=True))
 
 
@@ -138,14 +138,14 @@ class Switch(nn.ModuleDict):
     def _in_runs(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
         """As `_mixed`, where neighbours have the same adapter: views are changed and put together once."""
         axis, sizes = choice.index.ndim - 1, [count for _, count in choice.runs]
-        parts, inputs = list(y.split(sizes, axis)), dict[int, tuple[Tensor, ...]]()
+        parts, inputs = list(torch.split(y, sizes, axis)), dict[int, tuple[Tensor, ...]]()
         for place, (position, _) in enumerate(choice.runs):
             for delta in (
                 links(self[choice.names[position]]) if position >= 0 and choice.names[position] in self else ()
             ):
                 seen = _seen(delta, x, y)
                 if id(seen) not in inputs:
-                    inputs[id(seen)] = seen.split(sizes, axis)
+                    inputs[id(seen)] = torch.split(seen, sizes, axis)
                 parts[place] = delta(inputs[id(seen)][place], parts[place])
         return torch.cat(parts, axis)
 

@@ -76,7 +76,7 @@ def _descend(
             with using(model, name):
                 loss = objective(model, replace(batch, hidden=part.requires_grad_()))
                 loss.total.backward()  # type: ignore[no-untyped-call]
-            slopes.append(part.grad)
+            slopes.append(torch.zeros_like(part) if part.grad is None else part.grad)
             done.append(Loss(loss.total.detach(), loss.count, loss.metrics))
         hidden.backward(torch.cat(slopes))  # type: ignore[no-untyped-call]
     return done
