@@ -15,7 +15,7 @@ from bench.lines import read
 from bench.material import MIXED, align, write
 from bench.page import page
 from bench.shared import around, best, given, reward_of, spare
-from bench.sides import mixed, ours_alignment
+from bench.sides import mixed, ours, ours_alignment
 from bench.sides.trainers import turns
 from bench.timing import Times, apart, ratio
 from bench.works import OURS, WORKS
@@ -100,6 +100,25 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):
     with pytest.raises(SystemExit, match="not made by the benchmark"):
         write(tmp_path)
     assert (tmp_path / "kept.txt").read_text() == "mine"
+
+
+def test_a_peer_that_cannot_be_had_is_left_out(tmp_path, monkeypatch, capsys):
+    def started(peer, folder, log):
+        if peer.environment:
+            raise subprocess.CalledProcessError(1, ["pip", "install"])
+        return Started()
+
+    class Started:
+        parity, setting_up = {"ids": [1]}, 0.1
+        go = staticmethod(lambda: {"seconds": 1.0, "units": 2.0})
+        stop = staticmethod(lambda: 1000)
+
+    monkeypatch.setattr(bench_main, "SideProcess", started)
+    row = bench_main.measured(
+        "decode-1", WORKS["decode-1"], tmp_path, 1, {"gemm_float32": 1.0, "copy_bytes_per_second": 1.0}
+    )
+    assert set(row["peers"]) == {"transformers"}
+    assert "llama.cpp-float32 left out, its environment cannot be made" in capsys.readouterr().out
 
 
 def test_a_work_without_its_data_is_left_out(tmp_path, monkeypatch, capsys):
@@ -213,6 +232,15 @@ def test_every_row_of_a_mixed_batch_is_for_its_own_adapter(material, side):
     first, second = islice(side(material), 2)
     assert first["total"] == pytest.approx(float(wanted), rel=1e-5)
     assert second == {"units": sum(len(row["input_ids"]) for row in rows)}
+
+
+def test_a_sweep_is_the_same_in_one_pass_and_one_after_the_other(material):
+    """Of every adapter the loss of its third update, and as many tokens each time."""
+    (material / "prompts.jsonl").write_text(json.dumps(read(material / "rows.jsonl")[0]) + "\n")
+    (first, second), (other, again) = (islice(ours.sweep(material, together=way), 2) for way in (True, False))
+    assert first == pytest.approx(other, rel=1e-4)
+    assert len(set(first.values())) == 8
+    assert second == again == {"units": 8 * 8}
 
 
 def test_a_trainer_works_while_a_step_is_asked_for_and_at_no_other_time():
