@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T
 from acclimate.data.examples import Example
 from acclimate.data.template import Template
 from acclimate.evaluation.predictor import Choose, Generate
+from acclimate.models.gated import lean
 from acclimate.recipe import parse
 from acclimate.run import iterations, reference
 from acclimate.run.carry import installed
@@ -201,7 +202,7 @@ def saved(recipe):
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with lean(model), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = prepared.objective(model, collated(prepared, model, [rows[i] for i in part], part))
     assert loss.total.requires_grad
     found = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)

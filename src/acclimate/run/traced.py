@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from acclimate.methods.delta import trainable
+from acclimate.models.gated import lean
 from acclimate.models.heads import vectors
 from acclimate.models.logprobs import hidden_at
 from acclimate.run import reference
@@ -45,7 +46,7 @@ def traced(prepared: Prepared, model: nn.Module, part: Sequence[int], times: int
     given = prepared.recipe.training
     batch = collated(prepared, model, [prepared.train.rows[i] for i in part], part)
     mixed = autocast(model, given)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with lean(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         moved: dict[str, Any] = {k: mode.from_tensor(v) for k, v in vars(batch).items() if isinstance(v, Tensor)}
         own = _hollow(model, mode)
         with Living() as living:

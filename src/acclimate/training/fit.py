@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acclimate.errors import TrainingError
 from acclimate.methods.delta import trainable
+from acclimate.models.gated import lean
 from acclimate.training.health import Watch, diagnose
 
 
@@ -63,7 +64,8 @@ def fit(
     course = Course(trainable(model), optimizer, rate, max_norm)
     mixed = _Mixed(next(model.parameters()).device.type, autocast)
     for index, group in enumerate(groups, start=start + 1):
-        done = _descend(model, group, objective, mixed)
+        with lean(model):
+            done = _descend(model, group, objective, mixed)
         yield course.update(index, done, group, partial(diagnose, model, group, objective, index))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from acclimate.errors import ModelError
 from acclimate.methods.delta import PerRow, per_row, trainable, using
 from acclimate.models.collate import collate
+from acclimate.models.gated import lean
 from acclimate.models.logprobs import hidden_at
 from acclimate.models.outline import outline
 from acclimate.tokens.batch import Batch
@@ -38,7 +39,10 @@ def fit_together(
     _refuse_others(model, courses)
     for index, group in enumerate(groups, start=1):
         batches = [collate(model, rows, pad) for rows in group]
-        passes = [_descend(model, tuple(courses), rows, batch, objective, pad) for rows, batch in zip(group, batches)]
+        with lean(model):
+            passes = [
+                _descend(model, tuple(courses), rows, batch, objective, pad) for rows, batch in zip(group, batches)
+            ]
         told = {}
         for place, (name, course) in enumerate(courses.items()):
             with using(model, name):  # for a diagnosis
