@@ -354,8 +354,8 @@ BUGS = {
         "G28",
         "tf#46628",
         "training/fit.py",
-        "now = rate(index - 1)",
-        "now = rate(index - 1 - start)",
+        "course = Course(trainable(model), optimizer, rate, max_norm)",
+        "course = Course(trainable(model), optimizer, lambda i: rate(i - start), max_norm)",
         "test_resume.py::test_killed_after_a_step[5-full]",
     ),
     "steps are logged twice": Bug(
