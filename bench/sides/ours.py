@@ -1,7 +1,7 @@
 """acclimate's side of every work."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, islice, repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +110,16 @@ def sweep(folder: Path, together: bool = True, rows: int = 1, length: int = 32) 
 
 
 def _one_by_one(model: Any, each: Any, optimizers: Any, rows: Sequence[Encoded]) -> Iterator[list[Step]]:
-    runs = {}
-    for name in each:
+    def alone(name: str) -> str:
         for path, parameter in model.named_parameters():
             parameter.requires_grad_(path in each[name])
-        batches = repeat([collate(model, rows, 0)])
-        runs[name] = fit(model, batches, LM(), optimizers[name], rate=lambda _: 2e-4)
         activate(model, name)
-        runs[name] = chain([next(runs[name])], runs[name])  # it has looked at what trains now
-    while True:
-        done = []
-        for name, run in runs.items():
-            for path, parameter in model.named_parameters():
-                parameter.requires_grad_(path in each[name])
-            activate(model, name)
-            done.append(next(run))
-        yield done
+        return name
+
+    batches = repeat([collate(model, rows, 0)])
+    runs = {name: fit(model, batches, LM(), optimizers[name], rate=lambda _: 2e-4) for name in each}
+    while True:  # a run looks at what trains where it is asked first
+        yield [next(runs[alone(name)]) for name in runs]
 
 
 def head(folder: Path, cached: bool = True, rows: int = 256) -> Side:

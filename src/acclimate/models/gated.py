@@ -36,17 +36,19 @@ def _gated(module: Any) -> bool:
     if "forward" in vars(module) or not all(hasattr(module, part) for part in PARTS):
         return False
     fixed = not isinstance(module.act_fn, nn.Module) or not list(module.act_fn.parameters())
-    return fixed and _known(cast(Hashable, type(module)), module.act_fn)
+    return fixed and _known(cast(Hashable, type(module)))
 
 
 @cache
-def _known(kind: Hashable, act: Any) -> bool:
-    """Whether `kind` computes just that, tried on parts that are told apart; what asks for anything else does not."""
-    parts = SimpleNamespace(gate_proj=lambda x: x + 1, up_proj=lambda x: x - 2, down_proj=lambda x: 3 * x, act_fn=act)
+def _known(kind: Hashable) -> bool:
+    """Whether layers of this class compute just that, tried on parts that are told apart; what asks for more does not."""
+    parts = SimpleNamespace(
+        gate_proj=lambda x: x + 1, up_proj=lambda x: x - 2, down_proj=lambda x: 3 * x, act_fn=torch.sigmoid
+    )
     x = torch.linspace(-2, 2, 7)[None]
     try:
         with torch.no_grad():
-            return torch.equal(cast(Any, kind).forward(parts, x), 3 * (act(x + 1) * (x - 2)))
+            return torch.equal(cast(Any, kind).forward(parts, x), 3 * (torch.sigmoid(x + 1) * (x - 2)))
     except (AttributeError, TypeError, ValueError, RuntimeError):  # it asks for something else
         return False
 

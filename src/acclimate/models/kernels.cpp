@@ -49,7 +49,16 @@ static float total(Floats v) {
   return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
 }
 
-#if defined(__AVX512F__)
+// The totals of a tile's sums.
+template <int R, int C>
+static void reduced(Floats (&sums)[R][C], float (&whole)[R][C]) {
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) whole[r][c] = total(sums[r][c]);
+}
+
+#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 12)
+constexpr int WIDE = 4;  // columns of a tile of four rows, whose sums are one vector
+
 // (j, j + L/2) of a and b in turns, added: of each half as many numbers are left, those of a and b in turns.
 static Floats folded(Floats a, Floats b) {
   Floats low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -57,16 +66,15 @@ static Floats folded(Floats a, Floats b) {
   return low + high;
 }
 
-// The totals of L vectors as one vector, in their order: 15 folds in the place of 16 sums across a vector.
-static Floats totals(Floats* v) {
+// 15 folds in the place of 16 sums across a vector.
+static void reduced(Floats (&sums)[4][4], float (&whole)[4][4]) {
+  Floats* v = &sums[0][0];
   for (int half = L / 2; half; half /= 2)
     for (int i = 0; i < half; i++) v[i] = folded(v[i], v[i + half]);
-  return v[0];
+  memcpy(whole, v, sizeof *v);
 }
-constexpr int WIDE = 4;  // columns of a tile of four rows, whose sums are one vector
 #else
 constexpr int WIDE = 3;
-static Floats totals(Floats* v) { return v[0]; }  // never asked
 #endif
 
 // R rows of x times C rows of w; the weights that come next are fetched meanwhile.
@@ -87,12 +95,7 @@ static void tile(const float* x, const N* w, const float* b, float* y, long k, l
       }
     }
   float whole[R][C];
-  if (R * C == L && C == WIDE) {
-    Floats all = totals(&sums[0][0]);
-    memcpy(whole, &all, sizeof all);
-  } else {
-    for (int t = 0; t < R * C; t++) whole[t / C][t % C] = total(sums[t / C][t % C]);
-  }
+  reduced(sums, whole);
   for (; i < k; i++)
     for (int t = 0; t < R * C; t++) whole[t / C][t % C] += x[t / C * k + i] * W::one(w[t % C * k + i]);
   for (int r = 0; r < R; r++)

@@ -91,9 +91,8 @@ class Course:
             options["lr"] = now
         count = sum(float(loss.count) for loss in done)
         total = sum(float(loss.total) for loss in done)
-        self.watch.gradients(
-            index, now if total else 0.0
-        )  # a loss of 0 moves nothing: completions that all earned the same
+        # a loss of 0 moves nothing: completions that all earned the same
+        self.watch.gradients(index, now if total else 0.0)
         if not count:
             raise sick("no token of this batch is counted by the loss")
         norm = _mean_gradient(self.parameters, count, self.max_norm)

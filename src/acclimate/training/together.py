@@ -40,9 +40,8 @@ def fit_together(
     for index, group in enumerate(groups, start=1):
         batches = [collate(model, rows, pad) for rows in group]
         with lean(model):
-            passes = [
-                _descend(model, tuple(courses), rows, batch, objective, pad) for rows, batch in zip(group, batches)
-            ]
+            both = zip(group, batches, strict=True)
+            passes = [_descend(model, tuple(courses), rows, batch, objective, pad) for rows, batch in both]
         told = {}
         for place, (name, course) in enumerate(courses.items()):
             with using(model, name):  # for a diagnosis
