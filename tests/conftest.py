@@ -10,6 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+# where these are set pytest tells how two files differ in full, which takes hours for the bytes of a model
+for name in ("CI", "BUILD_NUMBER"):
+    os.environ.pop(name, None)
+
 
 # shapes that stand in signatures are checked at every call of every test
 SHAPED = (
