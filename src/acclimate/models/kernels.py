@@ -26,7 +26,7 @@ from acclimate.data import sources
 
 COMPILER = "g++"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "flash.cpp"))
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
@@ -54,13 +54,14 @@ def library() -> ctypes.CDLL | str:
 def _built(compiler: str) -> Path:
     """The library's file. The key holds the source and what the compiler says of its version and of this processor."""
     told = _run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    key = sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + told).hexdigest()[:16]
+    written = b"".join(source.read_bytes() for source in SOURCES)
+    key = sha256(written + " ".join(FLAGS).encode() + told).hexdigest()[:16]
     path = sources.cache() / "kernels" / f"{key}.so"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            _run(compiler, *FLAGS, str(SOURCE), "-o", str(made))
+            _run(compiler, *FLAGS, *map(str, SOURCES), "-o", str(made))
             made.replace(path)
     return path
 

@@ -1,0 +1,275 @@
+// Attention of pieces of a stream in bfloat16, with its way back. Products of pairs (AVX512-BF16) summed in float32.
+//
+// All tiles lie with queries along the vector: maxima, sums and masks need nothing across it. "Pairs" are two bfloat16 in a
+// word: neighbours along what is summed over.
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef uint16_t Half;
+typedef uint32_t Pair;
+constexpr long N = 64;  // queries of a block, keys of a block, columns of a tile
+constexpr int V = N / 16;
+
+// C (R, 64) = or += A (R, steps) B (steps, 64), of pairs; an element of A is a + r·down + i·right.
+template <int R>
+static void tile(long steps, const Pair* a, long down, long right, const Pair* b, long wide, float* c, long width, bool add) {
+  __m512 sums[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) sums[r][v] = add ? _mm512_loadu_ps(c + r * width + 16 * v) : _mm512_setzero_ps();
+  for (long i = 0; i < steps; i++) {
+    __m512i row[V];
+    for (int v = 0; v < V; v++) row[v] = _mm512_loadu_si512(b + i * wide + 16 * v);
+    for (int r = 0; r < R; r++) {
+      __m512i one = _mm512_set1_epi32(a[r * down + i * right]);
+      for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], (__m512bh)one, (__m512bh)row[v]);
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) _mm512_storeu_ps(c + r * width + 16 * v, sums[r][v]);
+}
+
+static void tiles(
+    long rows, long steps, const Pair* a, long down, long right, const Pair* b, long wide, float* c, long width, bool add) {
+  for (; rows >= 6; rows -= 6, a += 6 * down, c += 6 * width) tile<6>(steps, a, down, right, b, wide, c, width, add);
+  for (; rows; rows -= 2, a += 2 * down, c += 2 * width) tile<2>(steps, a, down, right, b, wide, c, width, add);
+}
+
+// 2^x for x ≤ 0, 0 far below; Taylor's polynomial within half a step of the nearest whole number.
+static inline __m512 power(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+  __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 rest = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(1.5403530e-4f);
+  for (float factor : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(factor));
+  return _mm512_scalef_ps(y, whole);
+}
+
+static inline __m512i narrow(__m512 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
+static inline __m512i both(__m512i low, __m512i high) { return _mm512_or_si512(low, _mm512_slli_epi32(high, 16)); }
+static inline Half rounded(float x) { return Half(_mm_cvtsi128_si32((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)))); }
+static inline float wide(Half x) {
+  Pair word = Pair(x) << 16;
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+
+// What of 16 queries sees key `key`, `first` being the last key that the first of them sees.
+static inline __mmask16 seen(long key, long first, bool causal) {
+  return !causal || key <= first ? 0xffff : key - first > 15 ? 0 : __mmask16(0xffff << (key - first));
+}
+
+struct Rows {  // of one head: `row(t)` has d numbers
+  const Half* start;
+  long step;
+  const Half* row(long t) const { return start + t * step; }
+};
+
+struct Piece {
+  long start, length, parent;
+};
+
+struct Shape {
+  const Piece* pieces;
+  long count, tokens, heads, groups, d;  // groups: heads of keys and values
+  float scale;
+  bool causal;
+};
+
+// The keys that a piece sees, those of its ancestors first; `own` of them are not its own.
+struct Seen {
+  long own = 0, whole = 0;
+  std::vector<long> places;
+  std::vector<Half> keys, values;  // (whole rounded up to N, d), zeros at the end
+  std::vector<Pair> pairs;         // of two neighbours' numbers
+
+  Seen(const Shape& s, long piece, Rows k, Rows v, bool pair_keys) {
+    std::vector<long> line;
+    for (long p = piece; p >= 0; p = s.pieces[p].parent) line.push_back(p);
+    for (auto p = line.rbegin(); p != line.rend(); p++) {
+      own = places.size();
+      for (long t = 0; t < s.pieces[*p].length; t++) places.push_back(s.pieces[*p].start + t);
+    }
+    whole = places.size();
+    long all = (whole + N - 1) / N * N;
+    keys.resize(all * s.d), values.resize(all * s.d), pairs.resize(all / 2 * s.d);
+    for (long j = 0; j < whole; j++) {
+      memcpy(&keys[j * s.d], k.row(places[j]), s.d * sizeof(Half));
+      memcpy(&values[j * s.d], v.row(places[j]), s.d * sizeof(Half));
+    }
+    const std::vector<Half>& from = pair_keys ? keys : values;
+    for (long j = 0; j < all; j += 2)
+      for (long c = 0; c < s.d; c++) pairs[j / 2 * s.d + c] = from[j * s.d + c] | Pair(from[(j + 1) * s.d + c]) << 16;
+  }
+};
+
+// Up to N rows as pairs along d with rows side by side, (d / 2, N); and, where asked, as pairs of rows, (N / 2, d).
+static void packed(Rows x, long start, long count, long d, Pair* along, Pair* across) {
+  for (long i = 0; i < N; i++) {
+    const Pair* row = i < count ? (const Pair*)x.row(start + i) : nullptr;
+    for (long c = 0; c < d / 2; c++) along[c * N + i] = row ? row[c] : 0;
+  }
+  for (long i = 0; across && i < N; i += 2) {
+    const Half *low = i < count ? x.row(start + i) : nullptr, *high = i + 1 < count ? x.row(start + i + 1) : nullptr;
+    for (long c = 0; c < d; c++) across[i / 2 * d + c] = (low ? low[c] : 0) | Pair(high ? high[c] : 0) << 16;
+  }
+}
+
+// x (d, N) with queries side by side → rows of d numbers, each times its query's factor.
+static void unpacked(const float* x, const float* factor, long count, long d, Half* y, long step) {
+  for (long c = 0; c < d; c += 2)
+    for (long i = 0; i < count; i++) {
+      y[i * step + c] = rounded(x[c * N + i] * factor[i]);
+      y[i * step + c + 1] = rounded(x[(c + 1) * N + i] * factor[i]);
+    }
+}
+
+// Scores of keys j… of `held` for N queries in units of log2, (N, N), below zero without end where one does not see the other.
+static void scores(const Shape& s, const Seen& held, long j, long first, const Pair* q, float* out) {
+  tiles(N, s.d / 2, (const Pair*)&held.keys[j * s.d], s.d / 2, 1, q, N, out, N, false);
+  const __m512 factor = _mm512_set1_ps(s.scale * 1.44269504f), never = _mm512_set1_ps(-__builtin_inff());
+  bool whole = j + N <= held.whole && (!s.causal || j + N - 1 <= first);
+  for (long r = 0; r < N; r++)
+    for (int v = 0; v < V; v++) {
+      float* at = out + r * N + 16 * v;
+      __m512 x = _mm512_mul_ps(_mm512_loadu_ps(at), factor);
+      __mmask16 see = whole ? 0xffff : j + r >= held.whole ? 0 : seen(j + r, first + 16 * v, s.causal);
+      _mm512_storeu_ps(at, _mm512_mask_blend_ps(see, never, x));
+    }
+}
+
+static void forward(const Shape& s, long piece, Rows q, Rows k, Rows v, Half* out, float* lse) {
+  const long d = s.d, start = s.pieces[piece].start, length = s.pieces[piece].length;
+  Seen held(s, piece, k, v, false);
+  std::vector<Pair> query(d / 2 * N), share(N / 2 * N);
+  std::vector<float> score(N * N), sum(d * N);
+  float most[N], total[N], factor[N];
+  for (long i = 0; i < length; i += N) {
+    const long count = std::min(N, length - i), first = held.own + i;
+    packed(q, start + i, count, d, query.data(), nullptr);
+    std::fill(most, most + N, -__builtin_inff()), std::fill(total, total + N, 0.0f);
+    const long until = s.causal ? std::min(held.whole, first + count) : held.whole;
+    for (long j = 0; j < until; j += N) {
+      scores(s, held, j, first, query.data(), score.data());
+      for (int u = 0; u < V; u++) {
+        float* at = &score[16 * u];
+        __m512 before = _mm512_loadu_ps(most + 16 * u), now = before;
+        for (long r = 0; r < N; r++) now = _mm512_max_ps(now, _mm512_loadu_ps(at + r * N));
+        __m512 kept = power(_mm512_sub_ps(before, now)), add = _mm512_setzero_ps();
+        for (long r = 0; r < N; r += 2) {
+          __m512 low = power(_mm512_sub_ps(_mm512_loadu_ps(at + r * N), now));
+          __m512 high = power(_mm512_sub_ps(_mm512_loadu_ps(at + r * N + N), now));
+          add = _mm512_add_ps(add, _mm512_add_ps(low, high));
+          _mm512_storeu_si512(&share[r / 2 * N + 16 * u], both(narrow(low), narrow(high)));
+        }
+        _mm512_storeu_ps(most + 16 * u, now);
+        _mm512_storeu_ps(total + 16 * u, _mm512_fmadd_ps(_mm512_loadu_ps(total + 16 * u), kept, add));
+        for (long c = 0; j && c < d; c++) {
+          float* part = &sum[c * N + 16 * u];
+          _mm512_storeu_ps(part, _mm512_mul_ps(_mm512_loadu_ps(part), kept));
+        }
+      }
+      tiles(d, N / 2, &held.pairs[j / 2 * d], 1, d, share.data(), N, sum.data(), N, j > 0);
+    }
+    for (long n = 0; n < count; n++) {
+      factor[n] = 1 / total[n];
+      lse[start + i + n] = most[n] + __builtin_log2f(total[n]);
+    }
+    unpacked(sum.data(), factor, count, d, out + (start + i) * s.heads * d, s.heads * d);
+  }
+}
+
+// dq like out; dk and dv (tokens, d) of this head are added to.
+static void backward(
+    const Shape& s, long piece, Rows q, Rows k, Rows v, Rows out, Rows slope, const float* lse, Half* dq, float* dk, float* dv) {
+  const long d = s.d, start = s.pieces[piece].start, length = s.pieces[piece].length;
+  Seen held(s, piece, k, v, true);
+  std::vector<float> keys(held.keys.size()), values(held.keys.size()), score(N * N), rise(N * N), sum(d * N);
+  std::vector<Pair> query(d / 2 * N), slopes(d / 2 * N), queries(N / 2 * d), across(N / 2 * d), pairs(N / 2 * N);
+  alignas(64) Half share[N * N], change[N * N];
+  float mean[N], log[N], factor[N];
+  for (long i = 0; i < length; i += N) {
+    const long count = std::min(N, length - i), first = held.own + i;
+    packed(q, start + i, count, d, query.data(), queries.data());
+    packed(slope, start + i, count, d, slopes.data(), across.data());
+    for (long n = 0; n < N; n++) {
+      mean[n] = log[n] = 0, factor[n] = s.scale;
+      if (n >= count) continue;
+      const Half *a = out.row(start + i + n), *b = slope.row(start + i + n);
+      for (long c = 0; c < d; c++) mean[n] += wide(a[c]) * wide(b[c]);
+      log[n] = lse[start + i + n];
+    }
+    const long until = s.causal ? std::min(held.whole, first + count) : held.whole;
+    for (long j = 0; j < until; j += N) {
+      scores(s, held, j, first, query.data(), score.data());
+      tiles(N, d / 2, (const Pair*)&held.values[j * d], d / 2, 1, slopes.data(), N, rise.data(), N, false);
+      for (long r = 0; r < N; r += 2)
+        for (int u = 0; u < V; u++) {
+          __m512i part[2];
+          for (int odd = 0; odd < 2; odd++) {
+            const long at = (r + odd) * N + 16 * u;
+            __m512 p = power(_mm512_sub_ps(_mm512_loadu_ps(&score[at]), _mm512_loadu_ps(log + 16 * u)));
+            __m512 x = _mm512_mul_ps(p, _mm512_sub_ps(_mm512_loadu_ps(&rise[at]), _mm512_loadu_ps(mean + 16 * u)));
+            __m256i narrowed = (__m256i)_mm512_cvtneps_pbh(x);
+            _mm256_storeu_si256((__m256i*)&share[at], (__m256i)_mm512_cvtneps_pbh(p));
+            _mm256_storeu_si256((__m256i*)&change[at], narrowed);
+            part[odd] = _mm512_cvtepu16_epi32(narrowed);
+          }
+          _mm512_storeu_si512(&pairs[r / 2 * N + 16 * u], both(part[0], part[1]));
+        }
+      for (long c = 0; c < d; c += N) {
+        tiles(N, N / 2, (const Pair*)share, N / 2, 1, &across[c], d, &values[j * d + c], d, true);
+        tiles(N, N / 2, (const Pair*)change, N / 2, 1, &queries[c], d, &keys[j * d + c], d, true);
+      }
+      tiles(d, N / 2, &held.pairs[j / 2 * d], 1, d, pairs.data(), N, sum.data(), N, j > 0);
+    }
+    unpacked(sum.data(), factor, count, d, dq + (start + i) * s.heads * d, s.heads * d);
+  }
+  for (long j = 0; j < held.whole; j++)
+    for (long c = 0; c < d; c++) {
+      dk[held.places[j] * d + c] += s.scale * keys[j * d + c];
+      dv[held.places[j] * d + c] += values[j * d + c];
+    }
+}
+
+static Rows head(const Half* x, const long* steps, long h) { return Rows{x + h * steps[1], steps[0]}; }
+
+// steps: from token to token and from head to head of q, k and v. out (tokens, heads, d), lse (heads, tokens) in log2.
+extern "C" void attention_forward(
+    const Half* q, const Half* k, const Half* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
+    int threads, Half* out, float* lse) {
+  const Shape s{(const Piece*)pieces, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], scale, bool(causal)};
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long unit = 0; unit < s.count * s.heads; unit++) {
+    const long piece = unit / s.heads, h = unit % s.heads, g = h / (s.heads / s.groups);
+    forward(s, piece, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), out + h * s.d, lse + h * s.tokens);
+  }
+}
+
+// out and slope (tokens, heads, d), dq like them; dk and dv (heads, tokens, d) hold zeros. A tree's head is one thread's.
+extern "C" void attention_backward(
+    const Half* q, const Half* k, const Half* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
+    int threads, const Half* out, const float* lse, const Half* slope, Half* dq, float* dk, float* dv) {
+  const Shape s{(const Piece*)pieces, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], scale, bool(causal)};
+  std::vector<long> root(s.count), roots;
+  for (long p = 0; p < s.count; p++) {
+    const long parent = s.pieces[p].parent;
+    if (parent < 0) roots.push_back(p);
+    root[p] = parent < 0 ? p : root[parent];
+  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long unit = 0; unit < long(roots.size()) * s.heads; unit++) {
+    const long h = unit % s.heads, g = h / (s.heads / s.groups), own = h * s.tokens * s.d, step = s.heads * s.d;
+    const Rows whole{out + h * s.d, step}, down{slope + h * s.d, step};
+    for (long p = 0; p < s.count; p++)
+      if (root[p] == roots[unit / s.heads])
+        backward(s, p, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), whole, down, lse + h * s.tokens,
+                 dq + h * s.d, dk + own, dv + own);
+  }
+}
+#endif

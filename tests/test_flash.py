@@ -1,0 +1,211 @@
+"""Compiled attention in bfloat16: what plain attention in float64 finds, forth and back, and that it is what runs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acclimate.methods import LoRA
+from acclimate.methods.delta import adapt
+from acclimate.models import attention, flash, kernels
+from acclimate.models.collate import collate
+from acclimate.models.logprobs import logprobs
+from acclimate.tokens.codec import Encoded
+from acclimate.tokens.tree import Piece
+from tests import tiny
+
+compiled = pytest.mark.skipif(flash.library() is None, reason="this processor does not multiply pairs of bfloat16")
+
+
+def documents(*lengths: int) -> tuple[Piece, ...]:
+    return tuple(Piece(sum(lengths[:i]), length, -1) for i, length in enumerate(lengths))
+
+
+SHARED = (Piece(0, 70, -1), Piece(70, 33, 0), Piece(103, 64, 0), Piece(167, 5, 1), Piece(172, 9, -1))
+CASES = {
+    "one document": (documents(100), 4, 2, 64, True),
+    "one token": (documents(1), 2, 1, 64, True),
+    "lengths around a block": (documents(63, 64, 65, 1, 128, 129), 2, 2, 64, True),
+    "beginnings that are shared": (SHARED, 6, 2, 64, True),
+    "a tree beside documents": ((*SHARED, Piece(181, 77, 4)), 3, 1, 64, True),
+    "both ways": (documents(100, 30, 1, 64), 3, 3, 64, False),
+    "wide heads": (documents(90, 20), 2, 1, 128, True),
+    "wide heads and shared beginnings": (SHARED, 2, 2, 128, True),
+}
+
+
+def drawn(pieces: tuple[Piece, ...], heads: int, groups: int, d: int, loud: float = 1.0) -> tuple[Tensor, ...]:
+    """Query, key, value as a model lays them out, and a slope; bfloat16."""
+    torch.manual_seed(0)
+    time = sum(piece.length for piece in pieces)
+    query, key, value, slope = (torch.randn(1, time, n, d) for n in (heads, groups, groups, heads))
+    query, key, value, slope = (x.bfloat16() for x in (loud * query, key, value, slope))
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slope
+
+
+def plainly(query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], causal: bool, scale: float) -> Tensor:
+    """Every query of a piece with its ancestors' keys and its own, written out; (1, time, heads, d)."""
+    share = query.shape[1] // key.shape[1]
+    output = torch.zeros_like(query)
+    for piece in pieces:
+        places, parent = list(range(piece.start, piece.start + piece.length)), piece.parent
+        before: list[int] = []
+        while parent >= 0:
+            before = [*range(pieces[parent].start, pieces[parent].start + pieces[parent].length), *before]
+            parent = pieces[parent].parent
+        for h in range(query.shape[1]):
+            for n, place in enumerate(places):
+                seen = before + (places[: n + 1] if causal else places)
+                scores = key[0, h // share, seen] @ query[0, h, place] * scale
+                output[0, h, place] = scores.softmax(0) @ value[0, h // share, seen]
+    return output.transpose(1, 2)
+
+
+def both_ways(function, given: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    """The output, and the gradients of query, key and value."""
+    asked = [x.detach().to(dtype).requires_grad_() for x in given[:3]]
+    output = function(*asked)
+    return [output.detach(), *torch.autograd.grad(output, asked, given[3].to(dtype))]
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-9))
+
+
+@compiled
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_plain_attention(name):
+    pieces, heads, groups, d, causal = CASES[name]
+    given = drawn(pieces, heads, groups, d)
+    wanted = both_ways(lambda *x: plainly(*x, pieces, causal, d**-0.5), given, torch.float64)
+    found = both_ways(lambda *x: flash.attend(*x, pieces, causal, d**-0.5), given, torch.bfloat16)
+    for what, one, other in zip(("output", "query", "key", "value"), found, wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert one.shape == other.shape
+        if other.norm() > 1e-6:  # a document of one token: nothing moves its query or key
+            assert apart(one, other) < 4e-3, what  # half a unit of the last place is 2e-3
+        else:
+            assert one.abs().max() < 1e-2, what
+
+
+@compiled
+def test_it_is_nearer_than_pytorch():
+    pieces, causal, d = documents(200, 120), True, 64
+    given = drawn(pieces, 3, 3, d)
+    wanted = both_ways(lambda *x: plainly(*x, pieces, causal, d**-0.5), given, torch.float64)
+    found = both_ways(lambda *x: flash.attend(*x, pieces, causal, d**-0.5), given, torch.bfloat16)
+
+    def one_by_one(*x: Tensor) -> Tensor:
+        cut = zip(*(torch.split(t, [piece.length for piece in pieces], dim=2) for t in x), strict=True)
+        return torch.cat([attention._one(*part, causal, {}) for part in cut], dim=2).transpose(1, 2)
+
+    pytorchs = both_ways(one_by_one, given, torch.bfloat16)
+    for one, other, true in zip(found, pytorchs, wanted, strict=True):
+        assert apart(one, true) < 1.1 * apart(other, true)
+
+
+@compiled
+@pytest.mark.parametrize("loud", [1e-3, 30.0, 1e4])
+def test_scores_of_any_size(loud):
+    given = drawn(SHARED, 2, 1, 64, loud)
+    wanted = both_ways(lambda *x: plainly(*x, SHARED, True, 0.125), given, torch.float64)
+    found = both_ways(lambda *x: flash.attend(*x, SHARED, True, 0.125), given, torch.bfloat16)
+    assert all(x.isfinite().all() for x in found)
+    assert apart(found[0], wanted[0]) < 1e-2
+
+
+@compiled
+def test_what_is_not_seen_may_be_anything():
+    pieces = documents(70, 70)
+    query, key, value, slope = drawn(pieces, 2, 1, 64)
+    before = both_ways(lambda *x: flash.attend(*x, pieces, True, 0.125), (query, key, value, slope), torch.bfloat16)
+    key, value = key.clone(), value.clone()
+    key[:, :, 100:], value[:, :, 100:] = 1e4, -1e4
+    after = both_ways(lambda *x: flash.attend(*x, pieces, True, 0.125), (query, key, value, slope), torch.bfloat16)
+    assert torch.equal(before[0][:, :100], after[0][:, :100])
+    for one, other in zip(before[1:], after[1:], strict=True):
+        assert torch.equal(one[:, :, :70], other[:, :, :70])
+
+
+@compiled
+def test_the_same_bits_of_any_layout_and_for_any_number_of_threads():
+    query, key, value, slope = drawn(SHARED, 6, 2, 64)
+    whole = [query.contiguous(), key.contiguous(), value.transpose(2, 3).contiguous().transpose(2, 3), slope]
+    attend = lambda *x: flash.attend(*x, SHARED, True, 0.125)  # noqa: E731
+    once = both_ways(attend, (query, key, value, slope), torch.bfloat16)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = both_ways(attend, tuple(whole), torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
+def wide_llama(**more: object) -> nn.Module:
+    """Two layers with heads of 64."""
+    model = tiny.llama()
+    config = type(model.config)(**{**model.config.to_dict(), "head_dim": 64, **more})
+    torch.manual_seed(0)
+    return type(model)(config)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """Every call of the kernels, which go on to answer."""
+    seen: list[str] = []
+    plain = flash._call
+    monkeypatch.setattr(flash, "_call", lambda name, *rest: (seen.append(name), plain(name, *rest))[1])
+    return seen
+
+
+def packed(model: nn.Module):
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    rows = [Encoded(tuple(range(3, 3 + n)), (False,) * 4 + (True,) * (n - 4)) for n in (9, 30, 70)]
+    return collate(model, rows, 2)
+
+
+@compiled
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_model_that_trains_in_bfloat16_runs_it_forth_and_back(calls, mixed):
+    model = wide_llama()
+    adapt(model, LoRA(2))
+    wanted = logprobs(model.double(), packed(model)).detach()
+    model = model.float() if mixed else model.bfloat16()
+    batch = packed(model)
+    calls.clear()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = logprobs(model, batch)
+    found.sum().backward()
+    assert calls == ["attention_forward"] * 2 + ["attention_backward"] * 2
+    assert (found.double() - wanted).abs().max() < 0.05
+
+
+@compiled
+@pytest.mark.parametrize("reason", ["float32", "dropout", "window", "narrow", "no compiler"])
+def test_pytorch_does_it_where_the_kernels_do_not(calls, monkeypatch, reason):
+    if reason == "no compiler":
+        monkeypatch.setattr(flash, "library", lambda: None)
+    model = wide_llama(**{"dropout": {"attention_dropout": 0.5}, "narrow": {"head_dim": 32}}.get(reason, {}))
+    model = (model if reason == "float32" else model.bfloat16()).train()
+    if reason == "window":
+        query, key, value, _ = drawn(documents(100), 2, 2, 64)
+        attention.by_document(nn.Module(), query, key, value, None, document_pieces=documents(100), sliding_window=10)
+    else:
+        logprobs(model, packed(model)).sum().backward()
+    assert calls == []
+
+
+def test_env_says_what_was_decided():
+    assert flash.describe() == "PyTorch's" or "bfloat16 compiled" in flash.describe()
+    assert (flash.library() is None) == (flash.describe() == "PyTorch's")
+
+
+@pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
+def test_a_processor_without_pairs_has_the_other_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCLIMATE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "FLAGS", ("-O1", "-march=x86-64", "-fopenmp", "-shared", "-fPIC"))
+    library = kernels.library.__wrapped__()
+    assert not isinstance(library, str)
+    monkeypatch.setattr(kernels, "library", lambda: library)
+    assert flash.library.__wrapped__() is None
