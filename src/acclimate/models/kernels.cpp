@@ -2,6 +2,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int L = 16;
@@ -14,33 +17,54 @@ typedef float Floats __attribute__((vector_size(4 * L), aligned(4), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * L), aligned(2), may_alias));
 typedef float Quad __attribute__((vector_size(16)));
 
+static float one(float w) { return w; }
+static float one(uint16_t w) {
+  uint32_t word = uint32_t(w) << 16;
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+
+// How `step` numbers of a row of weights, in `step / each` parts, meet those of a row that is given.
 struct Single {
-  typedef float number;
-  static constexpr int step = L;
+  typedef float number, given;
+  static constexpr int step = L, each = L;
   static Floats part(const float* w, int) { return *(const Floats*)w; }
-  static float one(float w) { return w; }
+  static Floats row(const float* x) { return *(const Floats*)x; }
+  static Floats add(Floats sum, Floats row, Floats column) { return sum + row * column; }
 };
 
 // bfloat16 is the upper half of a float32; of a vector of pairs the even numbers are shifted, the odd ones masked.
 struct Half {
   typedef uint16_t number;
-  static constexpr int step = 2 * L;
+  typedef float given;
+  static constexpr int step = 2 * L, each = L;
   static Floats part(const uint16_t* w, int odd) {
     Words pairs = *(const Words*)w;
     return (Floats)(odd ? pairs & 0xffff0000u : pairs << 16);
   }
-  static float one(uint16_t w) {
-    uint32_t word = uint32_t(w) << 16;
-    float value;
-    memcpy(&value, &word, 4);
-    return value;
-  }
-  static uint16_t rounded(float value) {  // to the nearest, to even between two
-    uint32_t word;
-    memcpy(&word, &value, 4);
-    return value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+  static Floats row(const float* x) { return *(const Floats*)x; }
+  static Floats add(Floats sum, Floats row, Floats column) { return sum + row * column; }
+};
+
+#if defined(__AVX512BF16__)
+// The processor multiplies pairs itself.
+struct Pairs {
+  typedef uint16_t number, given;
+  static constexpr int step = 2 * L, each = 2 * L;
+  static Words part(const uint16_t* w, int) { return *(const Words*)w; }
+  static Words row(const uint16_t* x) { return *(const Words*)x; }
+  static Floats add(Floats sum, Words row, Words column) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)row, (__m512bh)column);
   }
 };
+#endif
+
+static uint16_t rounded(float value) {  // to the nearest, to even between two
+  uint32_t word;
+  memcpy(&word, &value, 4);
+  return value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+}
 
 static float total(Floats v) {
   Quad quads[L / 4];
@@ -78,32 +102,32 @@ constexpr int WIDE = 3;
 #endif
 
 // R rows of x times C rows of w; the weights that come next are fetched meanwhile.
-template <int R, int C, class W, class N = typename W::number>
-static void tile(const float* x, const N* w, const float* b, float* y, long k, long n, bool fetch) {
+template <int R, int C, class W, class N = typename W::number, class X = typename W::given>
+static void tile(const X* x, const N* w, const float* b, float* y, long k, long n, bool fetch) {
   Floats sums[R][C] = {};
   long i = 0;
   for (; i + W::step <= k; i += W::step)
-    for (int p = 0; p < W::step / L; p++) {
-      Floats column[C];
+    for (int p = 0; p < W::step / W::each; p++) {
+      decltype(W::part(w, 0)) column[C];
       for (int c = 0; c < C; c++) {
         column[c] = W::part(w + c * k + i, p);
         if (fetch && !p) __builtin_prefetch(w + (c + C) * k + i);
       }
       for (int r = 0; r < R; r++) {
-        Floats row = *(const Floats*)(x + r * k + i + p * L);
-        for (int c = 0; c < C; c++) sums[r][c] += row * column[c];
+        auto row = W::row(x + r * k + i + p * W::each);
+        for (int c = 0; c < C; c++) sums[r][c] = W::add(sums[r][c], row, column[c]);
       }
     }
   float whole[R][C];
   reduced(sums, whole);
   for (; i < k; i++)
-    for (int t = 0; t < R * C; t++) whole[t / C][t % C] += x[t / C * k + i] * W::one(w[t % C * k + i]);
+    for (int t = 0; t < R * C; t++) whole[t / C][t % C] += one(x[t / C * k + i]) * one(w[t % C * k + i]);
   for (int r = 0; r < R; r++)
     for (int c = 0; c < C; c++) y[r * n + c] = whole[r][c] + (b ? b[c] : 0);
 }
 
-template <int C, class W, class N = typename W::number>
-static void strip(const float* x, const N* w, const float* b, float* y, long m, long k, long n) {
+template <int C, class W, class N = typename W::number, class X = typename W::given>
+static void strip(const X* x, const N* w, const float* b, float* y, long m, long k, long n) {
   bool first = true;
   for (; m >= 4; m -= 4, x += 4 * k, y += 4 * n, first = false) tile<4, C, W>(x, w, b, y, k, n, first);
   if (m == 3) tile<3, C, W>(x, w, b, y, k, n, first);
@@ -111,8 +135,8 @@ static void strip(const float* x, const N* w, const float* b, float* y, long m, 
   if (m == 1) tile<1, C, W>(x, w, b, y, k, n, first);
 }
 
-template <int C, class W, class N = typename W::number>
-static void strips(const float* x, const N* w, const float* b, float* y, long m, long k, long n, int threads) {
+template <int C, class W, class N = typename W::number, class X = typename W::given>
+static void strips(const X* x, const N* w, const float* b, float* y, long m, long k, long n, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (m * n * k > 65536)
   for (long s = 0; s < (n + C - 1) / C; s++) {
     long j = s * C;
@@ -124,8 +148,8 @@ static void strips(const float* x, const N* w, const float* b, float* y, long m,
 }
 
 // 64 rows at a time, which stay in the cache while all weights pass by.
-template <class W, class N = typename W::number>
-static void product(const float* x, const N* w, const float* b, float* y, long m, long k, long n, int threads) {
+template <class W, class N = typename W::number, class X = typename W::given>
+static void product(const X* x, const N* w, const float* b, float* y, long m, long k, long n, int threads) {
   for (; m > 0; m -= 64, x += 64 * k, y += 64 * n)
     if (m == 1)
       strips<6, W>(x, w, b, y, m, k, n, threads);
@@ -141,15 +165,21 @@ extern "C" void product_float32(
 
 extern "C" void product_bfloat16(
     const uint16_t* x, const uint16_t* w, const uint16_t* b, uint16_t* y, long m, long k, long n, int threads) {
-  std::vector<float> rows(m * k), offset(b ? n : 0), sums(m * n);
-  for (long i = 0; i < m * k; i++) rows[i] = Half::one(x[i]);
+  std::vector<float> offset(b ? n : 0), sums(m * n);
+  for (long i = 0; i < long(offset.size()); i++) offset[i] = one(b[i]);
+  const float* added = b ? offset.data() : nullptr;
+#if defined(__AVX512BF16__)
+  product<Pairs>(x, w, added, sums.data(), m, k, n, threads);
+#else
+  std::vector<float> rows(m * k);
+  for (long i = 0; i < m * k; i++) rows[i] = one(x[i]);
   for (long r = 0; r < m; r++)
     for (long i = r * k; i + 2 * L <= (r + 1) * k; i += 2 * L)  // of each 2L numbers the even ones first
       for (int l = 0; l < L; l++) {
-        rows[i + l] = Half::one(x[i + 2 * l]);
-        rows[i + L + l] = Half::one(x[i + 2 * l + 1]);
+        rows[i + l] = one(x[i + 2 * l]);
+        rows[i + L + l] = one(x[i + 2 * l + 1]);
       }
-  for (long i = 0; i < long(offset.size()); i++) offset[i] = Half::one(b[i]);
-  product<Half>(rows.data(), w, b ? offset.data() : nullptr, sums.data(), m, k, n, threads);
-  for (long i = 0; i < m * n; i++) y[i] = Half::rounded(sums[i]);
+  product<Half>(rows.data(), w, added, sums.data(), m, k, n, threads);
+#endif
+  for (long i = 0; i < m * n; i++) y[i] = rounded(sums[i]);
 }
