@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from acclimate.models import flash
+from acclimate.models import flash, step
 from acclimate.tokens.tree import Piece
 
 NAME = "acclimate"
@@ -27,12 +27,15 @@ def by_document(
     """query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) → (1, tokens, heads, d).
 
     With `document_pieces` among what the model passes on, each piece of the stream sees itself and those that it follows,
-    its parent and that one's; without, this is plain SDPA. In bfloat16 compiled kernels do it where they can (`flash`).
+    its parent and that one's, in bfloat16 by compiled kernels where they can (`flash`). Without, this is plain SDPA, or a
+    decoding step's own (`step`).
     """
     pieces: tuple[Piece, ...] | None = given.pop("document_pieces", None)
+    if pieces is None and not _more(given) and step.serves(query, key, value, attention_mask):
+        return step.attend(query, key, value, attention_mask, _scale(given, query)), None
     if pieces is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
-    if given.get("softcap") is not None or given.get("position_bias") is not None:
+    if _more(given):
         raise ValueError("soft-capped and biased attention have no packed form here")
     causal = given.get("is_causal")
     causal = bool(getattr(module, "is_causal", True)) if causal is None else bool(causal)
@@ -40,10 +43,7 @@ def by_document(
         raise ValueError("what documents begin with can be read once only where nothing sees what follows")
     query, key, value = _mixed(query), _mixed(key), _mixed(value)
     if _plain(given, query.shape[2]) and flash.serves(query, key, value):
-        scale = given.get("scaling")
-        return flash.attend(
-            query, key, value, pieces, causal, query.shape[-1] ** -0.5 if scale is None else scale
-        ), None
+        return flash.attend(query, key, value, pieces, causal, _scale(given, query)), None
     outputs: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []  # keys and values of each piece, behind those that it follows
     cut = (torch.split(x, [piece.length for piece in pieces], dim=2) for x in (query, key, value))
@@ -58,6 +58,16 @@ def by_document(
 def _mixed(x: Tensor) -> Tensor:
     """As mixed precision has it, which rounds what attention is given."""
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind := x.device.type) else x
+
+
+def _more(given: dict[str, Any]) -> bool:
+    """Whether scores are changed on their way."""
+    return given.get("softcap") is not None or given.get("position_bias") is not None
+
+
+def _scale(given: dict[str, Any], query: Tensor) -> float:
+    scale: float | None = given.get("scaling")
+    return float(query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def _plain(given: dict[str, Any], time: int) -> bool:

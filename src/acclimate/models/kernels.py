@@ -26,7 +26,7 @@ from acclimate.data import sources
 
 COMPILER = "g++"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "flash.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "flash.cpp", "step.cpp"))
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
@@ -113,11 +113,11 @@ def limit(dtype: torch.dtype) -> int:
 
 
 def _tried(dtype: torch.dtype) -> int:
-    """On a small matrix, in about a tenth of a second. One thread, as in `precision.rate`.
+    """On a matrix that caches do not hold, as a model is, in less than a second. One thread, as in `precision.rate`.
 
     sys.maxsize where it is twice as fast at the last: there PyTorch has to emulate the dtype.
     """
-    weight = torch.linspace(-1, 1, 2048 * 576).sin().reshape(2048, 576).to(dtype)
+    weight = torch.linspace(-1, 1, 16384 * 576).sin().reshape(16384, 576).to(dtype)
     most, threads = 0, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
