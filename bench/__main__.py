@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
@@ -12,23 +13,29 @@ from bench.material import write
 from bench.page import page
 from bench.process import SideProcess
 from bench.timing import Times, apart, ratio, share
-from bench.works import OURS, WORKS, Work
+from bench.works import OURS, WORKS, Peer, Work
 
 
 def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[str, Any]) -> dict[str, Any]:
     """One row of bench.json. All sides are set up; then each works once in its turn, and again, `repeats` times.
 
-    Where a side does not compute what ours computes, the row says how far it is apart and has no times of it.
+    The gate is in float32. Where a side does not compute what ours computes, the row says how far it is apart and has no
+    times of it. Where this machine multiplies bfloat16 better, the sides that may use it are then set up anew.
     """
-    sides = {}
-    for who, peer in work.sides.items():
-        try:
-            sides[who] = SideProcess(peer, folder, folder / f"{name}-{who}.log")
-        except CalledProcessError as problem:  # pip, which found or could build no package for this machine
-            print(f"{name}: {who} left out, its environment cannot be made: {problem}", flush=True)
+    sides = _started(name, work.sides, folder)
     found = {who: apart(sides[OURS].parity, side.parity) for who, side in sides.items() if who != OURS}
-    equal = {who for who, far in found.items() if all(far[key] <= most for key, most in work.parity.items())}
-    rounds: dict[str, list[dict[str, float]]] = {who: [] for who in sides if who == OURS or who in equal}
+    equal = {who for who, far in found.items() if all(far[key] <= most for key, most in work.parity.items())} | {OURS}
+    precision = str(limits["precision"]) if work.quick else "float32"
+    rounded: dict[str, dict[str, float]] = {}
+    if precision != "float32":
+        gate = sides[OURS].parity
+        for who in set(work.quick) & set(sides):
+            sides.pop(who).stop()
+        quick = {who: _in(work.sides[like], precision) for who, like in work.quick.items() if like in equal}
+        sides |= (again := _started(f"{name}-{precision}", quick, folder))
+        rounded = {who: apart(gate, side.parity) for who, side in again.items()}
+        equal |= set(again)
+    rounds: dict[str, list[dict[str, float]]] = {who: [] for who in sorted(sides, key=_ours_first) if who in equal}
     for _ in range(repeats + 1):
         for who in rounds:
             rounds[who].append(sides[who].go())
@@ -39,14 +46,34 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
         "work": name,
         "about": work.about,
         "unit": work.unit,
+        "precision": {who: precision if who in work.quick else "float32" for who in tables},
         "ours": tables[OURS],
         "peers": {who: tables[who] for who in tables if who != OURS},
         "ratio": {who: ratio(times[OURS], times[who]) for who in times if who != OURS},
-        "share_of_limit": share(rounds[OURS][1:], limits),
+        "share_of_limit": share(rounds[OURS][1:], limits, precision),
         "memory_ratio": {who: memory[OURS] / memory[who] for who in times if who != OURS},
         "parity": found,
+        "rounded": rounded,
         "unequal": sorted(set(found) - equal),
     }
+
+
+def _started(name: str, peers: Mapping[str, Peer], folder: Path) -> dict[str, SideProcess]:
+    started = {}
+    for who, peer in peers.items():
+        try:
+            started[who] = SideProcess(peer, folder, folder / f"{name}-{who}.log")
+        except CalledProcessError as problem:  # pip, which found or could build no package for this machine
+            print(f"{name}: {who} left out, its environment cannot be made: {problem}", flush=True)
+    return started
+
+
+def _in(peer: Peer, precision: str) -> Peer:
+    return replace(peer, options={**peer.options, "dtype": precision})
+
+
+def _ours_first(who: str) -> tuple[bool, str]:
+    return who != OURS, who
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from statistics import median
 
 import torch
 
+from acclimate.models.precision import choose, device
+
 SHAPE = (1024, 576, 1536)  # tokens, and SmolLM2's two widths
 
 
@@ -48,6 +50,7 @@ def machine() -> dict[str, object]:
         "gemm_float32": gemm(torch.float32),
         "gemm_bfloat16": gemm(torch.bfloat16),
         "copy_bytes_per_second": copying(),
+        "precision": str(choose("auto", device())).removeprefix("torch."),
     }
 
 

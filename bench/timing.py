@@ -48,13 +48,13 @@ def ratio(ours: Times, theirs: Times) -> dict[str, float]:
     return {"median": median(found), "least": min(found), "most": max(found)}
 
 
-def share(done: Sequence[Mapping[str, float]], limits: Mapping[str, Any]) -> float | None:
+def share(done: Sequence[Mapping[str, float]], limits: Mapping[str, Any], precision: str) -> float | None:
     """The median share of the machine's limit: the least seconds that flops or bytes would take, to those taken.
 
-    >>> share([{"seconds": 2.0, "flops": 3e9}], {"gemm_float32": 2e9, "copy_bytes_per_second": 1e9})
+    >>> share([{"seconds": 2.0, "flops": 3e9}], {"gemm_float32": 2e9, "copy_bytes_per_second": 1e9}, "float32")
     0.75
     """
-    rates = {"flops": float(limits["gemm_float32"]), "bytes": float(limits["copy_bytes_per_second"])}
+    rates = {"flops": float(limits[f"gemm_{precision}"]), "bytes": float(limits["copy_bytes_per_second"])}
     found = [max(one.get(name, 0.0) / rate for name, rate in rates.items()) / one["seconds"] for one in done]
     return median(found) if any(found) else None
 

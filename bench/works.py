@@ -7,6 +7,7 @@ from typing import Any
 from bench.timing import PARITY
 
 OURS = "ours"
+TRL = {OURS: OURS, "trl-tuned": "trl-tuned"}
 LLAMA = ("float32", "float16")  # of its weights; of the second the ids are not always ours
 
 
@@ -22,7 +23,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Work:
-    """One row. sides: ours and its peers by name. parity: what is compared, and how far it may be apart."""
+    """One row. sides: ours and its peers by name, in float32. parity: what is compared, and how far it may be apart.
+
+    quick: the sides that are timed in the precision that this machine multiplies best, by name, each with the one of `sides`
+    that stands for it at the gate. The others are timed in float32, as they come.
+    """
 
     about: str
     unit: str
@@ -31,6 +36,7 @@ class Work:
     reads: str = (
         "rows.jsonl"  # of the material; where it is empty, because its data are not at hand, the work is left out
     )
+    quick: Mapping[str, str] = field(default_factory=dict)
 
 
 def _sft(way: str, adapter: str) -> Work:
@@ -44,6 +50,7 @@ def _sft(way: str, adapter: str) -> Work:
             "trl-tuned": Peer("trl", "sft", "trl", {**both, "checkpointing": False}),
         },
         {"loss": PARITY, "norm": PARITY},
+        quick=TRL,
     )
 
 
@@ -59,6 +66,7 @@ def _decode(batch: int) -> Work:
             **(alone if batch == 1 else {}),
         },
         {"ids": 0.0},
+        quick={OURS: OURS, "transformers-tuned": "transformers"},
     )
 
 
@@ -74,6 +82,7 @@ def _asked(what: str, pairs: str, endings: int) -> Work:
         },
         {"best": 0.0, "total": PARITY},
         pairs,
+        {OURS: OURS, "lm-eval-tuned": "lm-eval-tuned"},
     )
 
 
@@ -90,6 +99,7 @@ def _aligned(about: str, unit: str, name: str, tuned: Mapping[str, Any], parity:
             "trl-tuned": Peer(module, name, environment, tuned),
         },
         parity,
+        quick=TRL,
     )
 
 

@@ -83,7 +83,7 @@ def test_the_page_says_whose_times_do_not_count() -> None:
     row = {
         "work": "sft", "about": "a < b", "unit": "tokens", "ours": table, "peers": {"peer": table},
         "ratio": {"peer": {"median": 3.0, "least": 2.0, "most": 4.0}}, "parity": {"peer": {"loss": 1e-6}, "odd": {"loss": 0.3}},
-        "unequal": ["odd"],
+        "unequal": ["odd"], "precision": {"ours": "bfloat16", "peer": "float32"},
     }  # fmt: skip
     machine = {
         "processor": "P", "cores": 2, "threads": 2, "torch": "2", "transformers": "5", "python": "3", "gemm_float32": 1e11,
@@ -115,10 +115,37 @@ def test_a_peer_that_cannot_be_had_is_left_out(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(bench_main, "SideProcess", started)
     row = bench_main.measured(
-        "decode-1", WORKS["decode-1"], tmp_path, 1, {"gemm_float32": 1.0, "copy_bytes_per_second": 1.0}
+        "decode-1",
+        WORKS["decode-1"],
+        tmp_path,
+        1,
+        {"gemm_float32": 1.0, "copy_bytes_per_second": 1.0, "precision": "float32"},
     )
     assert set(row["peers"]) == {"transformers"}
     assert "llama.cpp-float32 left out, its environment cannot be made" in capsys.readouterr().out
+
+
+def test_where_bfloat16_is_faster_the_gate_is_in_float32_and_times_are_not(tmp_path, monkeypatch):
+    started = []
+
+    class Started:
+        def __init__(self, peer, folder, log):
+            started.append((peer.module, peer.options.get("dtype", "float32")))
+            self.parity = {"ids": [1] if started[-1][1] == "float32" or peer.module == "ours" else [2]}
+            self.setting_up, self.go, self.stop = (
+                0.1,
+                lambda: {"seconds": 1.0, "units": 2.0, "flops": 3.0},
+                lambda: 1000,
+            )
+
+    monkeypatch.setattr(bench_main, "SideProcess", Started)
+    limits = {"gemm_float32": 1.0, "gemm_bfloat16": 4.0, "copy_bytes_per_second": 1.0, "precision": "bfloat16"}
+    row = bench_main.measured("decode-8", WORKS["decode-8"], tmp_path, 1, limits)
+    assert started == [(name, kind) for kind in ("float32", "bfloat16") for name in ("ours", "generate")]
+    assert row["precision"] == {"ours": "bfloat16", "transformers": "float32", "transformers-tuned": "bfloat16"}
+    assert row["rounded"] == {"ours": {"ids": 0.0}, "transformers-tuned": {"ids": 1.0}}  # told, and no gate
+    assert row["share_of_limit"] == 0.75
+    assert set(row["ratio"]) == {"transformers", "transformers-tuned"}
 
 
 def test_a_work_without_its_data_is_left_out(tmp_path, monkeypatch, capsys):

@@ -74,13 +74,19 @@ def _noted(batches: Iterable[Batch], seen: list[Batch]) -> Iterator[list[Batch]]
 def _flops(model: Any, batch: Batch, each: int) -> float:
     """Of an update: `each` for a weight and a token, 6 for a weight that trains; of the head at scored tokens only.
 
-    Attention's own, which are few here, are not counted.
+    Attention: 4 for a number of a head's query and a token that it sees, and twice that on the way back.
     """
     own = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
     trained = sum(count for name, count in own.items() if ".delta." in name)
     head = model.get_output_embeddings().weight.numel()
-    tokens = batch.streamed
-    return (each * (sum(own.values()) - trained) + 6 * trained) * tokens + each * head * len(batch.targets)
+    tokens, config = batch.streamed, model.config
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    before: list[int] = []
+    for piece in batch.pieces:
+        before.append(0 if piece.parent < 0 else before[piece.parent] + batch.pieces[piece.parent].length)
+    seen = sum(p.length * (b + (p.length + 1) / 2) for p, b in zip(batch.pieces, before, strict=True))
+    attention = 3 * 4 * width * config.num_hidden_layers * seen
+    return (each * (sum(own.values()) - trained) + 6 * trained) * tokens + each * head * len(batch.targets) + attention
 
 
 def sweep(folder: Path, together: bool = True, rows: int = 1, length: int = 32) -> Side:

@@ -26,15 +26,15 @@ def sft(
     checkpointing: bool = True,
     padding_free: bool = False,
 ) -> Side:
-    """One update of SFTTrainer; `checkpointing` is on as it comes."""
+    """One update of SFTTrainer; `checkpointing` is on as it comes. Full: float32 weights, mixed precision."""
     rows = read(folder / "rows.jsonl")
-    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype])
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype if adapter else "float32"])
     if adapter:
         model = PeftModel.from_pretrained(model, folder / adapter, is_trainable=True)
     how = SFTConfig(
-        **PLAIN, output_dir=str(folder / "trl"), per_device_train_batch_size=batch, max_length=None,
-        completion_only_loss=True, gradient_checkpointing=checkpointing, dataloader_drop_last=True,
-        padding_free=padding_free, shuffle_dataset=False,
+        **{**PLAIN, "bf16": not adapter and dtype == "bfloat16"}, output_dir=str(folder / "trl"), max_length=None,
+        per_device_train_batch_size=batch, completion_only_loss=True, gradient_checkpointing=checkpointing, 
+        dataloader_drop_last=True, padding_free=padding_free, shuffle_dataset=False,
     )  # fmt: skip
     trainer = Ordered(
         model=model, args=how, train_dataset=Dataset.from_list(rows),
