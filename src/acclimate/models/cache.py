@@ -6,7 +6,7 @@ id, so a pad that equals a terminator, or a terminator inside a prompt, changes 
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError
-from acclimate.models.kernels import Product, products, using
+from acclimate.models.gated import by_token
+from acclimate.models.kernels import products, using
 from acclimate.models.memory import make_room
 
 
@@ -24,13 +25,13 @@ class Reader:
     """What every step of a batch asks of the model, found once.
 
     accepted: what its forward can be given. memory: the name that it has for a Cache, given and returned.
-    products: its linear layers that compiled kernels serve.
+    quick: forwards of the layers that compiled kernels serve.
     """
 
     accepted: frozenset[str]
     memory: str
     modules: tuple[nn.Module, ...]
-    products: dict[nn.Linear, Product]
+    quick: Mapping[nn.Module, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tens
 def reader(model: nn.Module) -> Reader:
     """What a step asks of this model."""
     modules, accepted = tuple(model.modules()), frozenset(inspect.signature(model.forward).parameters)
-    return Reader(accepted, memory_name(model), modules, products(modules))
+    return Reader(accepted, memory_name(model), modules, {**by_token(modules), **products(modules)})
 
 
 def memory_name(model: nn.Module) -> str:
@@ -159,7 +160,7 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1
     # no_grad, not inference_mode: a buffer that a forward fills (rotary frequencies) must stay usable in training.
-    with _still(past.reader.modules), using(past.reader.products), torch.no_grad():
+    with _still(past.reader.modules), using(past.reader.quick), torch.no_grad():
         output = model(**inputs)
     wide, cache = checked(model, output.logits[:, -1]), output[past.reader.memory]
     return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)

@@ -4,7 +4,7 @@ Of down(act(gate(x)) · up(x)) plain autograd holds three tensors as wide as the
 from the first. A fifth of all that a decoder holds of a token, for one activation more.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
@@ -12,24 +12,28 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from acclimate.models import rows
+from acclimate.models.kernels import using
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, layers of `model` that are gated as above compute the same bits and hold less.
+    """Inside the `with`, layers of `model` that are gated as above hold less, and norms pass over their numbers once (`rows`).
 
     What rides on them or on their parts goes on to answer: the parts are called as before.
     """
-    found: list[Any] = [module for module in model.modules() if _gated(module)]
-    for module in found:
-        module.forward = _forward(module)
-    try:
+    with using(by_token(model.modules())):
         yield
-    finally:
-        for module in found:
-            del module.forward
+
+
+def by_token(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """A forward for every gated layer and every norm among them."""
+    found = tuple(modules)
+    return {**{module: _forward(module) for module in found if _gated(module)}, **rows.norms(found)}
 
 
 def _gated(module: Any) -> bool:
@@ -65,14 +69,16 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
         """act(gate) · up."""
-        ctx.act = act
+        ctx.act, ctx.fast = act, isinstance(act, nn.SiLU | SiLUActivation) and rows.serves(gate, up)
         ctx.save_for_backward(gate, up)
-        return act(gate) * up
+        return rows.gate(gate, up) if ctx.fast else act(gate) * up
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor, Tensor]:
         """Of gate and up; the activation is made again."""
         gate, up = ctx.saved_tensors
+        if ctx.fast:
+            return None, *rows.gate_slopes(gate, up, slopes[0])
         with torch.enable_grad():
             again = gate.detach().requires_grad_()
             open_ = ctx.act(again)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
@@ -26,7 +26,8 @@ from acclimate.data import sources
 
 COMPILER = "g++"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "flash.cpp", "step.cpp"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "flash", "step", "rows"))
+HEADERS = (Path(__file__).with_name("vectors.h"),)
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
@@ -54,7 +55,7 @@ def library() -> ctypes.CDLL | str:
 def _built(compiler: str) -> Path:
     """The library's file. The key holds the source and what the compiler says of its version and of this processor."""
     told = _run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    written = b"".join(source.read_bytes() for source in SOURCES)
+    written = b"".join(file.read_bytes() for file in (*SOURCES, *HEADERS))
     key = sha256(written + " ".join(FLAGS).encode() + told).hexdigest()[:16]
     path = sources.cache() / "kernels" / f"{key}.so"
     if not path.is_file():
@@ -154,7 +155,7 @@ def describe() -> str:
     return ", ".join(f"{name} {said.get(most, f'compiled up to {most} rows')}" for name, most in kinds)
 
 
-def products(modules: Iterable[nn.Module]) -> dict[nn.Linear, Product]:
+def products(modules: Iterable[nn.Module]) -> dict[nn.Module, Product]:
     """A forward for each plain linear layer on the CPU that the kernels may serve; empty where they serve none."""
     plain = [m for m in modules if type(m) is nn.Linear and "forward" not in vars(m) and m.weight.is_cpu]
     return {module: _forward(module) for module in plain if limit(module.weight.dtype)}
@@ -178,8 +179,8 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 @contextmanager
-def using(chosen: dict[nn.Linear, Product]) -> Iterator[None]:
-    """These layers compute by their `products` inside the `with`; whatever hooks ride on them go on to answer."""
+def using(chosen: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
+    """These modules compute by these functions inside the `with`; whatever hooks ride on them go on to answer."""
     for module, forward in chosen.items():
         vars(module)["forward"] = forward
     try:

@@ -43,7 +43,7 @@ def _streamed(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int, empt
     batch = pack(rows, least=WORTH if outline(model).shares else 0)
     batch = asked(batch, [(row, len(ids), 0, row) for ids, row in numbers.items()]).to(_device(model))
     known, trunk = reader(model), trunk_of(model)
-    with evaluating(model), using(known.products):
+    with evaluating(model), using(known.quick):
         output = trunk(**{**inputs(model, batch), "use_cache": True, known.memory: empty})
         logits = head_of(model)(output.last_hidden_state.flatten(0, 1)[batch.predict])
     _, mask = padded(prompts, pad, left=True)

@@ -1,0 +1,113 @@
+"""What a decoder does to every token by itself, compiled on the machine that uses it (rows.cpp): norms and gates.
+
+PyTorch passes over the numbers once for every sign in the formula; here they are read once and written once. Norms whose
+weight stands still have no gradient of it.
+"""
+
+import ctypes
+from collections.abc import Callable, Hashable, Iterable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.models import kernels
+
+WIDTH = 16  # of which the numbers of a token have to be a multiple
+ARGUMENTS = {"norm": (4, 2, True), "norm_back": (5, 2, False), "gate": (3, 1, False), "gate_back": (5, 1, False)}
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    """A kernel for this dtype; None without a compiler, and for other dtypes."""
+    library = kernels.library()
+    if isinstance(library, str) or dtype not in kernels.DTYPES:
+        return None
+    found = getattr(library, f"{name}_{str(dtype).removeprefix('torch.')}")
+    pointers, numbers, small = ARGUMENTS[name]
+    kinds: list[Any] = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers
+    found.argtypes = [*kinds, *([ctypes.c_float] if small else []), ctypes.c_int]
+    found.restype = None
+    return found
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the kernels can: on the CPU, of one dtype that they know, as they lie."""
+    dtype, width = tensors[0].dtype, tensors[0].shape[-1]
+    alike = all(x.is_cpu and x.dtype == dtype and x.is_contiguous() and x.shape[-1] == width for x in tensors)
+    return alike and width % WIDTH == 0 and _function("gate", dtype) is not None
+
+
+def norms(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """A forward for each root-mean-square norm that the kernels may serve."""
+    found = {module: _forward(module) for module in modules if _is_norm(module)}
+    return found if _function("norm", torch.float32) is not None else {}
+
+
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    fits = isinstance(weight, Tensor) and weight.ndim == 1 and hasattr(module, "variance_epsilon")
+    return fits and "forward" not in vars(module) and _known(cast(Hashable, type(module)))
+
+
+@cache
+def _known(kind: Hashable) -> bool:
+    """Whether modules of this class compute just that and round where the kernels do, tried on a small one."""
+    weight, x = torch.linspace(0.5, 2, 16), torch.linspace(-2, 3, 32).reshape(2, 16)
+    parts = SimpleNamespace(weight=weight, variance_epsilon=0.1)
+    try:
+        found = cast(Any, kind).forward(parts, x)
+        wanted = weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.1))
+        return isinstance(found, Tensor) and torch.equal(found, wanted)
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # it asks for something else
+        return False
+
+
+def _forward(module: Any) -> Callable[[Tensor], Tensor]:
+    def forward(hidden_states: Tensor) -> Tensor:
+        weight = module.weight
+        if (weight.requires_grad and torch.is_grad_enabled()) or not serves(hidden_states, weight):
+            return type(module).forward(module, hidden_states)  # type: ignore[no-any-return]
+        return _Norm.apply(hidden_states, weight, module.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+    return forward
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """weight · x / √(mean x² + eps) along the last axis."""
+        y, rows = torch.empty_like(x), x.numel() // x.shape[-1]
+        scale = x.new_empty(rows, dtype=torch.float32)
+        _call("norm", x, weight, y, scale, numbers=(rows, x.shape[-1], eps))
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        """Of x alone."""
+        x, weight, scale = ctx.saved_tensors
+        slope = torch.empty_like(x)
+        _call("norm_back", x, weight, slopes[0].contiguous(), scale, slope, numbers=(len(scale), x.shape[-1]))
+        return slope, None, None
+
+
+def gate(x: Tensor, up: Tensor) -> Tensor:
+    """SiLU(x) · up; SiLU is rounded before it meets up, as models have it."""
+    y = torch.empty_like(x)
+    _call("gate", x, up, y, numbers=(x.numel(),))
+    return y
+
+
+def gate_slopes(x: Tensor, up: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes of x and of up."""
+    first, second = torch.empty_like(x), torch.empty_like(x)
+    _call("gate_back", x, up, slope.contiguous(), first, second, numbers=(x.numel(),))
+    return first, second
+
+
+def _call(name: str, *tensors: Tensor, numbers: tuple[float, ...]) -> None:
+    function = _function(name, tensors[0].dtype)
+    function(*(x.data_ptr() for x in tensors), *numbers, torch.get_num_threads())
