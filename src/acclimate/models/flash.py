@@ -86,6 +86,8 @@ def _call(
     name: str, asked: Sequence[Tensor], pieces: Sequence[Piece], causal: bool, scale: float, more: Sequence[Tensor]
 ) -> None:
     query, key = asked[0], asked[1]
+    if not kernels.content(query):
+        return
     steps = torch.tensor([step for x in asked for step in (x.stride(2), x.stride(1))])
     where = torch.tensor(pieces)
     sizes = torch.tensor([len(pieces), query.shape[2], query.shape[1], key.shape[1], query.shape[3]])

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from acclimate.data import sources
 
@@ -85,9 +86,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     n, k = weight.shape
     y = x.new_empty(*x.shape[:-1], n)
     function = _function(loaded, weight.dtype)
-    offset = None if bias is None else bias.data_ptr()
+    offset = None if bias is None or not content(bias) else bias.data_ptr()
     m, threads = x.numel() // k, torch.get_num_threads()
-    function(x.data_ptr(), weight.data_ptr(), offset, y.data_ptr(), m, k, n, threads)
+    if content(x):
+        function(x.data_ptr(), weight.data_ptr(), offset, y.data_ptr(), m, k, n, threads)
     return y
 
 
@@ -172,6 +174,11 @@ def _forward(module: nn.Linear) -> Product:
         return nn.Linear.forward(module, input)
 
     return forward
+
+
+def content(tensor: Tensor) -> bool:
+    """Whether there are numbers to read; there are none while memory is forecast, and a kernel then has nothing to do."""
+    return not isinstance(tensor, FakeTensor)
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -109,5 +109,6 @@ def gate_slopes(x: Tensor, up: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _call(name: str, *tensors: Tensor, numbers: tuple[float, ...]) -> None:
-    function = _function(name, tensors[0].dtype)
-    function(*(x.data_ptr() for x in tensors), *numbers, torch.get_num_threads())
+    if kernels.content(tensors[0]):
+        function = _function(name, tensors[0].dtype)
+        function(*(x.data_ptr() for x in tensors), *numbers, torch.get_num_threads())
