@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from acclimate.data.template import Template
@@ -18,6 +19,7 @@ from acclimate.methods.soft import soft_of
 from acclimate.models.fingerprint import fingerprint, same_base, template_hash, tokenizer_hash
 from acclimate.models.heads import TaskModel
 from acclimate.models.outline import is_encoder_decoder, trunk_of
+from acclimate.models.precision import Precision
 from acclimate.rewards.fine import Segments
 from acclimate.rewards.model import Heard, Model
 from acclimate.rewards.reward import Reward, Weighted
@@ -63,7 +65,7 @@ def heard(folder: Path, policy: nn.Module, codec: Codec) -> Heard:
         raise UsageError(f"{folder} brings no head, so it scores nothing; train one with objective reward or spans.")
     trunk = _trunk(policy)
     if trunk is None or not fits(trunk, folder, facts, codec):
-        opened = open_model(str(facts["model"]), folder, heads=True)
+        opened = open_model(str(facts["model"]), folder, _precision(policy), heads=True)
         return Heard(opened.model, opened.codec, template(facts, opened.codec), opened.context, str(folder), facts)
     model, others = TaskModel(trunk), names(policy)
     name = next(name for n in count(1) if (name := f"reward_{n}") not in others)
@@ -73,6 +75,11 @@ def heard(folder: Path, policy: nn.Module, codec: Codec) -> Heard:
     soft = soft_of(model, name)
     mine = replace(codec, reads=False, front=soft.front, back=soft.back)
     return Heard(model, mine, template(facts, mine), context_of(policy), str(folder), facts, name)
+
+
+def _precision(policy: nn.Module) -> Precision:
+    """The policy's, so that a reward is the same whether its model rides on the policy or not."""
+    return "bfloat16" if next(policy.parameters()).dtype == torch.bfloat16 else "float32"
 
 
 def fits(trunk: nn.Module, folder: Path, facts: Mapping[str, Any], codec: Codec) -> bool:
