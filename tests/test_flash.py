@@ -114,6 +114,17 @@ def test_scores_of_any_size(loud):
 
 
 @compiled
+@pytest.mark.parametrize("which", range(3))
+def test_a_sick_number_is_not_lost(which):
+    given = [x.clone() for x in drawn(SHARED, 2, 1, 64)]
+    given[which][0, 0, 20, 3] = torch.nan
+    found = flash.attend(*given[:3], SHARED, True, 0.125)
+    assert found[0, 20, 0].isnan().any()
+    if which < 2:  # of values, what has no share is multiplied by 0 all the same, as everywhere
+        assert not found[0, :20].isnan().any()
+
+
+@compiled
 def test_what_is_not_seen_may_be_anything():
     pieces = documents(70, 70)
     query, key, value, slope = drawn(pieces, 2, 1, 64)

@@ -33,7 +33,7 @@ def sft(
         model = PeftModel.from_pretrained(model, folder / adapter, is_trainable=True)
     how = SFTConfig(
         **{**PLAIN, "bf16": not adapter and dtype == "bfloat16"}, output_dir=str(folder / "trl"), max_length=None,
-        per_device_train_batch_size=batch, completion_only_loss=True, gradient_checkpointing=checkpointing, 
+        per_device_train_batch_size=batch, completion_only_loss=True, gradient_checkpointing=checkpointing,
         dataloader_drop_last=True, padding_free=padding_free, shuffle_dataset=False,
     )  # fmt: skip
     trainer = Ordered(

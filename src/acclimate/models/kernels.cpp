@@ -6,16 +6,9 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-constexpr int L = 16;
-#elif defined(__AVX__)
-constexpr int L = 8;
-#else
-constexpr int L = 4;
-#endif
-typedef float Floats __attribute__((vector_size(4 * L), aligned(4), may_alias));
+#include "vectors.h"
+
 typedef uint32_t Words __attribute__((vector_size(4 * L), aligned(2), may_alias));
-typedef float Quad __attribute__((vector_size(16)));
 
 static float one(float w) { return w; }
 static float one(uint16_t w) {
@@ -64,13 +57,6 @@ static uint16_t rounded(float value) {  // to the nearest, to even between two
   uint32_t word;
   memcpy(&word, &value, 4);
   return value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
-}
-
-static float total(Floats v) {
-  Quad quads[L / 4];
-  memcpy(quads, &v, sizeof v);
-  for (int q = 1; q < L / 4; q++) quads[0] += quads[q];
-  return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
 }
 
 // The totals of a tile's sums.

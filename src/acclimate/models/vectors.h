@@ -1,6 +1,7 @@
 // Vectors as wide as the machine's, of float32 and of bfloat16, which is the upper half of one.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 
 #if defined(__AVX512F__)
@@ -11,6 +12,7 @@ constexpr int L = 8;
 constexpr int L = 4;
 #endif
 typedef float Floats __attribute__((vector_size(4 * L), aligned(4), may_alias));
+typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(4 * L), aligned(4), may_alias));
 typedef uint16_t Halves __attribute__((vector_size(2 * L), aligned(2), may_alias));
 
@@ -21,13 +23,15 @@ static Floats part(const uint16_t* x) {
 static void put(Floats x, float* y) { *(Floats*)y = x; }
 static void put(Floats x, uint16_t* y) {  // to the nearest, to even between two
   Ints word = (Ints)x;
-  *(Halves*)y = __builtin_convertvector((word + 0x7fff + (word >> 16 & 1)) >> 16 & 0xffff, Halves);
+  Ints upper = (word + 0x7fff + (word >> 16 & 1)) >> 16 & 0xffff;
+  *(Halves*)y = __builtin_convertvector(x == x ? upper : Ints{} + 0x7fc0, Halves);
 }
 
 static float total(Floats v) {
-  float sum = 0;
-  for (int l = 0; l < L; l++) sum += v[l];
-  return sum;
+  Quad quads[L / 4];
+  memcpy(quads, &v, sizeof v);
+  for (int q = 1; q < L / 4; q++) quads[0] += quads[q];
+  return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
 }
 
 // 2^x for x ≤ 0, as good as 0 far below; Taylor's polynomial within half a step of the nearest whole number.
