@@ -16,9 +16,10 @@ from acclimate.errors import RecipeError, unknown
 from acclimate.evaluation.predictor import Tick
 from acclimate.metrics.metric import Array, Kind, checked, defined, ratio
 from acclimate.models.cache import evaluating
+from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
 from acclimate.tokens.feedback import SegmentReader, holds
-from acclimate.tokens.reading import Reading, sheet
+from acclimate.tokens.reading import Reading
 from acclimate.tokens.schedule import passes
 
 
@@ -40,11 +41,11 @@ class AskSegments:
 
     @torch.no_grad()
     def _asked(self, readings: Sequence[Reading]) -> list[list[list[float]]]:
-        device, found = next(self.model.parameters()).device, []
+        found = []
         with evaluating(self.model):
             for part in passes(range(len(readings)), [row.size for row in readings], self.budget):
                 rows = [readings[i] for i in part]
-                batch = sheet(rows, self.reader.shape, self.reader.codec.pad).to(device)
+                batch = collate_readings(self.model, rows, self.reader.codec.pad)
                 answers = self.model(batch).double().sigmoid().cpu()
                 found += [each.tolist() for each in answers.split([len(row.spans) for row in rows])]
         return found

@@ -14,8 +14,9 @@ from acclimate.evaluation.predictor import Tick
 from acclimate.metrics.metric import Metric
 from acclimate.metrics.spans import entities
 from acclimate.models.cache import evaluating
+from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
-from acclimate.tokens.reading import Reader, Reading, choices, sheet
+from acclimate.tokens.reading import Reader, Reading, choices
 
 OUTSIDE = "O"  # the tag of a word that the model never saw
 
@@ -52,8 +53,8 @@ class AskHead:
         with evaluating(self.model):
             for part in _batches(readings, self.budget):
                 rows = [readings[i] for i in part]
-                batch = sheet(rows, self.reader.shape, self.reader.codec.pad, task=self.task)
-                answers = self.model(batch.to(next(self.model.parameters()).device)).cpu().double()
+                batch = collate_readings(self.model, rows, self.reader.codec.pad, task=self.task)
+                answers = self.model(batch).cpu().double()
                 found |= zip(part, answers.split([sum(map(len, row.places)) for row in rows]), strict=True)
                 if heard is not None:
                     heard(part)

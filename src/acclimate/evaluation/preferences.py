@@ -19,9 +19,9 @@ from acclimate.evaluation.predictor import Tick
 from acclimate.generation.score import score
 from acclimate.metrics.metric import Array, Kind, Summed, ratio
 from acclimate.models.cache import evaluating
+from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
 from acclimate.tokens.pairs import Compared, reading
-from acclimate.tokens.reading import sheet
 from acclimate.tokens.schedule import passes
 
 BINS = 5  # of the probability of the likelier side, from 0.5 to 1
@@ -92,14 +92,13 @@ def head_rewards(
     model: TaskModel, rows: Sequence[Compared], pad: int, front: int = 0, budget: int = 8192
 ) -> list[list[float]]:
     """The reward of every completion of every row; each is what it would be alone."""
-    shape, device = model.shape(), next(model.parameters()).device
-    read = [reading(row, shape.pool, front) for row in rows]
+    read = [reading(row, model.shape().pool, front) for row in rows]
     sizes = [len(row.pieces) * max(map(len, row.pieces)) for row in read]
     order = sorted(range(len(rows)), key=lambda i: -max(map(len, read[i].pieces)))
     found: dict[int, list[float]] = {}
     with evaluating(model):
         for part in passes(order, sizes, budget):
-            answers = model(sheet([read[i] for i in part], shape, pad).to(device)).squeeze(-1).double().cpu()
+            answers = model(collate_readings(model, [read[i] for i in part], pad)).squeeze(-1).double().cpu()
             found |= zip(part, (a.tolist() for a in answers.split([len(read[i].pieces) for i in part])), strict=True)
     return [found[i] for i in range(len(rows))]
 

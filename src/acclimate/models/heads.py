@@ -3,7 +3,7 @@
 The trunk is the model without its language-model head: an encoder, a decoder, or the encoder of an encoder-decoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, cast
 
@@ -118,13 +118,16 @@ def vectors(model: TaskModel, batch: Sheet, shape: Shape) -> Float[Tensor, "n d"
     """(n, d): the pooled text or the token at each place of the batch, or what the batch knows of them already."""
     if batch.hidden is not None:
         return batch.hidden
-    given: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
+    given: dict[str, Any] = {"input_ids": batch.ids}
+    if batch.packed:
+        given |= {"position_ids": batch.positions, "document_pieces": batch.pieces}
+    else:
+        given |= {"attention_mask": batch.mask}
     given |= {"token_type_ids": batch.types} if model.typed else {}
     given |= {"use_cache": False} if model.cached else {}
     states: Tensor = model.trunk(**given).last_hidden_state
     if shape.pool == "mean" and shape.whole:
-        assert batch.mask is not None
-        return mean(states, batch.mask)
+        return mean(states, batch.mask) if batch.mask is not None else _means(states[0], batch.lengths)
     chosen = states.flatten(0, 1)[batch.predict]
     return cast(Tensor, model.trunk.pooler(chosen[:, None])) if shape.pool == "pooler" and shape.whole else chosen
 
@@ -133,6 +136,12 @@ def mean(states: Float[Tensor, "rows time d"], mask: Tensor) -> Float[Tensor, "r
     """The mean over the real tokens, special ones included. Reimers & Gurevych 2019, section 3."""
     weights = mask[..., None].to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def _means(states: Float[Tensor, "tokens d"], lengths: Sequence[int]) -> Float[Tensor, "rows d"]:
+    """As `mean`, of documents that stand one behind the other."""
+    parts = torch.split(states[: sum(lengths)], list(lengths))
+    return torch.stack([part.mean(0) for part in parts])
 
 
 def trunk_with_heads(loaded: Loaded, pooler: bool) -> TaskModel:

@@ -15,7 +15,8 @@ from acclimate.tokens.tree import Piece
 @dataclass(frozen=True)
 class Outline:
     """apart: `head(trunk(ids))` equals `model(ids)`, so the head can be asked at some places only.
-    packs: documents in one stream get the logits they get alone. shares: also when what some begin with stands there once."""
+    packs: documents in one stream get the logits (without a head, the hidden states) they get alone.
+    shares: also when what some begin with stands there once."""
 
     apart: bool
     packs: bool
@@ -73,10 +74,10 @@ def _packs(model: nn.Module) -> bool:
         register()
         model.set_attn_implementation(NAME)  # type: ignore[operator]
         with evaluating(model):
-            alone = [model(input_ids=part).logits for part in torch.split(ids, [3, 4, 2], dim=1)]
+            alone = [_said(model(input_ids=part)) for part in torch.split(ids, [3, 4, 2], dim=1)]
             positions = torch.cat([torch.arange(n) for n in (3, 4, 2)])[None].to(ids.device)
             pieces = (Piece(0, 3, -1), Piece(3, 4, -1), Piece(7, 2, -1))
-            together = model(input_ids=ids, position_ids=positions, document_pieces=pieces).logits
+            together = _said(model(input_ids=ids, position_ids=positions, document_pieces=pieces))
         works = _close(torch.cat(alone, dim=1), together)
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
         works = False
@@ -92,12 +93,19 @@ def _shares(model: nn.Module) -> bool:
     positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4]], device=ids.device)
     try:
         with evaluating(model):
-            alone = [model(input_ids=torch.cat([ids[:, :3], part], dim=1)).logits for part in (ids[:, 3:5], ids[:, 5:])]
+            each = (torch.cat([ids[:, :3], part], dim=1) for part in (ids[:, 3:5], ids[:, 5:]))
+            alone = [_said(model(input_ids=one)) for one in each]
             pieces = (Piece(0, 3, -1), Piece(3, 2, 0), Piece(5, 2, 0))
-            together = model(input_ids=ids, position_ids=positions, document_pieces=pieces).logits
+            together = _said(model(input_ids=ids, position_ids=positions, document_pieces=pieces))
     except (TypeError, ValueError, RuntimeError):
         return False
     return _close(torch.cat([alone[0], alone[1][:, 3:]], dim=1), together)
+
+
+def _said(output: Any) -> Tensor:
+    """Logits; of a trunk without a head its hidden states."""
+    found: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return found
 
 
 def _local(model: Any) -> bool:

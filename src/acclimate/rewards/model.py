@@ -14,11 +14,12 @@ from acclimate.data.template import Template
 from acclimate.errors import DataError, ModelError
 from acclimate.methods.delta import using
 from acclimate.models.cache import evaluating
+from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
 from acclimate.rewards.reward import Completion, Marks, whole
 from acclimate.tokens.codec import Codec
 from acclimate.tokens.pairs import Compared, compared, fit_pairs, reading
-from acclimate.tokens.reading import Reading, sheet
+from acclimate.tokens.reading import Reading
 from acclimate.tokens.schedule import passes
 
 
@@ -46,12 +47,12 @@ class Heard:
     @torch.no_grad()
     def answers(self, readings: Sequence[Reading]) -> list[Tensor]:
         """Of each reading (places, k): what the head says where it looks. Float64, on the CPU."""
-        shape, device = self.model.shape(), next(self.model.parameters()).device
         order = sorted(range(len(readings)), key=lambda i: -readings[i].size)
         found: dict[int, Tensor] = {}
         with evaluating(self.model), using(self.model, self.name) if self.name else nullcontext():
             for part in passes(order, [row.size for row in readings], self.budget):
-                said = self.model(sheet([readings[i] for i in part], shape, self.codec.pad).to(device)).double().cpu()
+                batch = collate_readings(self.model, [readings[i] for i in part], self.codec.pad)
+                said = self.model(batch).double().cpu()
                 counts = [sum(map(len, readings[i].places)) for i in part]
                 found |= zip(part, said.split(counts), strict=True)
         return [found[i] for i in range(len(readings))]

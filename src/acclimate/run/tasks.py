@@ -17,6 +17,7 @@ from acclimate.evaluation.heads import AskHead, best_threshold, named
 from acclimate.evaluation.predictor import Choose, Generate, Tick
 from acclimate.metrics import choose, default_metrics
 from acclimate.models.cache import evaluating
+from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel, best_pool, first, trunk_with_heads
 from acclimate.models.load import Loaded
 from acclimate.objectives import LM
@@ -25,7 +26,7 @@ from acclimate.objectives.classify import Classify, balanced
 from acclimate.objectives.regress import Regress
 from acclimate.recipe import Recipe, Task
 from acclimate.tokens.codec import Codec, Encoded
-from acclimate.tokens.reading import Kind, Pool, Reader, Reading, Shape, Sheet, sheet
+from acclimate.tokens.reading import Kind, Pool, Reader, Reading, Shape, Sheet
 from acclimate.tokens.truncate import Fitted, Policy
 from acclimate.training.fit import Objective
 
@@ -274,8 +275,7 @@ def encode(task: HeadTask, rows: Sequence[Any], policy: Policy) -> Fitted:
 
 def collated(task: HeadTask, model: nn.Module, rows: Sequence[Any], numbers: Sequence[int] = ()) -> Sheet:
     """`rows` as one batch on the model's device."""
-    made = sheet(cast(Sequence[Reading], rows), task.shape, task.reader.codec.pad, numbers)
-    return cast(Sheet, made.to(next(model.parameters()).device))
+    return collate_readings(cast(TaskModel, model), cast(Sequence[Reading], rows), task.reader.codec.pad, numbers)
 
 
 @torch.no_grad()

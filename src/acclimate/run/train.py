@@ -196,7 +196,7 @@ def groups(prepared: Prepared, model: nn.Module, start: int, said: Callable[[str
 
 def parts(prepared: Prepared, model: nn.Module, step: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
     """The rows of a step as what goes through the model at once."""
-    return divide(model, step, sizes, prepared.recipe.training.tokens_per_pass, padded=prepared.head is not None)
+    return divide(model, step, sizes, prepared.recipe.training.tokens_per_pass)
 
 
 def collated(prepared: Prepared, model: nn.Module, rows: Sequence[Encoded], numbers: Sequence[int] = ()) -> Batch:

@@ -73,20 +73,25 @@ class Batch:
 
 
 def pack(rows: Sequence[Encoded], numbers: Sequence[int] = (), least: int = 0) -> Batch:
-    """One stream, in which what rows begin with, `least` ids or more, stands once. The first id of a document is never scored.
+    """One stream, in which what rows begin with, `least` ids or more, stands once. The first id of a document is never scored."""
+    made = laid([row.ids for row in rows], numbers, least)
+    return asked(made, [(r, t, row.ids[t], r) for r, row in enumerate(rows) for t in _scored(row)])
+
+
+def laid(rows: Sequence[tuple[int, ...]], numbers: Sequence[int] = (), least: int = 0) -> Batch:
+    """The ids of documents as one stream, in which nothing is scored yet.
 
     A long stream is rounded up by a document that nobody looks at: matrix libraries keep code and buffers for every
     shape they meet, so that lengths that never recur cost time at each step and memory for good.
     """
-    found = tree([row.ids for row in rows], least)
+    found = tree(rows, least)
     filler = -len(found.ids) % ROUND if len(found.ids) > 2 * ROUND else 0
     pieces = (*found.pieces, Piece(len(found.ids), filler, -1)) if filler else found.pieces
     ids = torch.tensor([*found.ids, *found.ids[:1] * filler], dtype=torch.long)[None]
     positions = torch.cat([torch.arange(depth, depth + p.length) for p, depth in zip(pieces, _depths(pieces))])[None]
-    lengths, none = tuple(len(row.ids) for row in rows), torch.zeros(0, dtype=torch.long)
+    lengths, none = tuple(map(len, rows)), torch.zeros(0, dtype=torch.long)
     made = Batch(ids, positions, None, lengths, none, none, none, rows=tuple(numbers))
-    made = replace(made, pieces=pieces, leaves=found.leaves)
-    return asked(made, [(r, t, row.ids[t], r) for r, row in enumerate(rows) for t in _scored(row)])
+    return replace(made, pieces=pieces, leaves=found.leaves)
 
 
 def asked(batch: Batch, questions: Sequence[tuple[int, int, int, int]]) -> Batch:

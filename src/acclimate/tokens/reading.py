@@ -10,7 +10,7 @@ from torch import Tensor
 from acclimate.data.examples import Example, Tagged
 from acclimate.data.template import Template
 from acclimate.errors import DataError, ModelError, unknown
-from acclimate.tokens.batch import Batch, rectangle
+from acclimate.tokens.batch import Batch, laid, rectangle
 from acclimate.tokens.codec import Codec, refuse_control_tokens
 
 Kind = Literal["classify", "regress", "choose", "tag", "extract"]
@@ -79,11 +79,11 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet(Batch):
-    """A padded batch for a task head.
+    """A batch for a task head: a stream, or a padded rectangle.
 
     predict: (n,) flat places that the head looks at. owner: (n,) the row of each. starts: (rows,) the first n of each row.
     targets: (rows,) labels, numbers or the right choice, (rows, 2) start and end counted from `starts`, or (n,) tags.
-    types: like ids. task: the head that is asked.
+    types: like ids; None for a stream in which beginnings are shared. task: the head that is asked.
     """
 
     types: Tensor | None = None
@@ -98,14 +98,31 @@ def sheet(
     pieces = [(r, piece, at) for r, row in enumerate(rows) for piece, at in zip(row.pieces, row.places, strict=True)]
     ids, mask = rectangle([piece for _, piece, _ in pieces], fill)
     types, _ = rectangle([kinds for row in rows for kinds in row.types], 0)
-    places = [(p * ids.shape[1] + t, r) for p, (r, _, at) in enumerate(pieces) for t in at]
-    predict, owner = torch.tensor(places, dtype=torch.long).reshape(-1, 2).unbind(1)
+    lengths, none = tuple(len(piece) for _, piece, _ in pieces), torch.zeros(0, dtype=torch.long)
+    positions = torch.arange(ids.shape[1]).expand(len(pieces), -1)
+    return _looking(
+        Batch(ids, positions, mask, lengths, none, none, none, rows=tuple(numbers)), rows, shape, task, types
+    )
+
+
+def stream(
+    rows: Sequence[Reading], shape: Shape, numbers: Sequence[int] = (), least: int = 0, task: str = "default"
+) -> Sheet:
+    """`rows` as one stream, in which what sequences begin with, `least` ids or more, stands once."""
+    made = laid([piece for row in rows for piece in row.pieces], numbers, least)
+    kinds = [kind for row in rows for piece in row.types for kind in piece]
+    kinds += [0] * (made.ids.numel() - len(kinds))
+    return _looking(made, rows, shape, task, None if least else torch.tensor(kinds)[None])
+
+
+def _looking(batch: Batch, rows: Sequence[Reading], shape: Shape, task: str, types: Tensor | None) -> Sheet:
+    """The batch with what the head looks at and what is wanted there."""
+    at = [(r, t) for r, row in enumerate(rows) for t in row.places]
+    found = [(batch.place(p, t), r) for p, (r, places) in enumerate(at) for t in places]
+    predict, owner = torch.tensor(found, dtype=torch.long).reshape(-1, 2).unbind(1)
     counts = torch.tensor([sum(map(len, row.places)) for row in rows])
-    return Sheet(
-        ids, torch.arange(ids.shape[1]).expand(len(pieces), -1), mask, tuple(len(piece) for _, piece, _ in pieces),
-        predict, _targets(rows, shape), owner,
-        rows=tuple(numbers), types=types, starts=counts.cumsum(0) - counts, task=task,
-    )  # fmt: skip
+    looking = {"predict": predict, "targets": _targets(rows, shape), "owner": owner}
+    return Sheet(**{**vars(batch), **looking}, types=types, starts=counts.cumsum(0) - counts, task=task)
 
 
 def _targets(rows: Sequence[Reading], shape: Shape) -> Tensor:
