@@ -25,8 +25,8 @@ from acclimate.methods.delta import (
     using,
 )
 from acclimate.methods.soft import soft_of
-from acclimate.models.cache import memory_name
 from acclimate.models.logprobs import logprobs
+from acclimate.models.memory import memory_name
 from acclimate.models.outline import outline
 from acclimate.tokens.batch import pack
 from acclimate.tokens.codec import Encoded

@@ -22,7 +22,7 @@ from acclimate.methods import LoRA, Prefix, PreLayer, PromptTuning, artifact
 from acclimate.methods.delta import adapt, carriers, trainable
 from acclimate.methods.prefix import Hidden, Made, fused
 from acclimate.methods.soft import Rows, settle, soft_of
-from acclimate.models.cache import memory_name
+from acclimate.models.memory import memory_name
 from tests import hand, tiny
 from tests.adapted import adapted, answers, bits, changed, close, dressed, some_ids, train
 

@@ -15,9 +15,9 @@ from acclimate.data.examples import Feedback, Output
 from acclimate.errors import RecipeError, unknown
 from acclimate.evaluation.predictor import Tick
 from acclimate.metrics.metric import Array, Kind, checked, defined, ratio
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
+from acclimate.models.modes import evaluating
 from acclimate.tokens.feedback import SegmentReader, holds
 from acclimate.tokens.reading import Reading
 from acclimate.tokens.schedule import passes

@@ -13,9 +13,9 @@ from acclimate.data.examples import Example, Output, Tagged
 from acclimate.evaluation.predictor import Tick
 from acclimate.metrics.metric import Metric
 from acclimate.metrics.spans import entities
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
+from acclimate.models.modes import evaluating
 from acclimate.tokens.reading import Reader, Reading, choices
 
 OUTSIDE = "O"  # the tag of a word that the model never saw

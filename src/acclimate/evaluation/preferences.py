@@ -18,9 +18,9 @@ from acclimate.errors import RecipeError, unknown
 from acclimate.evaluation.predictor import Tick
 from acclimate.generation.score import score
 from acclimate.metrics.metric import Array, Kind, Summed, ratio
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
+from acclimate.models.modes import evaluating
 from acclimate.tokens.pairs import Compared, reading
 from acclimate.tokens.schedule import passes
 

@@ -23,7 +23,7 @@ from acclimate.methods.delta import disabled
 from acclimate.metrics import choose as named
 from acclimate.metrics.likelihood import Perplexity
 from acclimate.metrics.metric import Kind, Metric, Summed
-from acclimate.models.cache import evaluating
+from acclimate.models.modes import evaluating
 from acclimate.rewards.reward import Completion, Reward, checked, total
 from acclimate.rewards.rollout import Prompt, Rollouts, completion, joined, opinions, sampled, undressed
 from acclimate.tokens.codec import Codec

@@ -18,6 +18,7 @@ from acclimate.generation.draft import Draft, Ends, Generated
 from acclimate.generation.samplers import Beam, Sampler, uniforms
 from acclimate.generation.stops import Stops
 from acclimate.models.cache import context, extend, select, starts
+from acclimate.models.logits import logsumexp
 from acclimate.models.prefill import prefill
 
 ROW = 64  # tokens of the budget that a row costs at least: its logits are as wide as the vocabulary
@@ -126,7 +127,7 @@ def _write(
         if len(keep) < len(rows.drafts):
             rows, past, ids = _select(rows, keep), select(past, keep), ids[keep]
         logits, past = extend(model, ids, past)
-        rows = replace(rows, seen=rows.seen.scatter(1, ids[:, None], True))
+        rows.seen.scatter_(1, ids[:, None], True)
 
 
 def _begin(
@@ -148,7 +149,7 @@ def _select(rows: Rows, keep: Sequence[int]) -> Rows:
 
 def _logprobs(logits: Tensor, ids: Tensor) -> list[float]:
     chosen = logits.gather(1, ids[:, None]).squeeze(1)
-    values: list[float] = (chosen - logits.logsumexp(-1)).tolist()
+    values: list[float] = (chosen - logsumexp(logits)).tolist()
     return values
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from acclimate.errors import InputError
+from acclimate.models.logits import drawn, highest
 
 LEADING = 1024  # a nucleus is looked for among this many tokens before the whole vocabulary is ranked
 
@@ -33,7 +34,7 @@ class Greedy:
 
     def __call__(self, logits: Tensor, seen: Tensor, draws: Tensor) -> Tensor:
         """ids (rows,) int64."""
-        return logits.argmax(-1)
+        return highest(logits)[1]
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,7 @@ def nucleus(logits: Float[Tensor, "rows vocab"], p: float) -> Float[Tensor, "row
 
 def invert(logits: Float[Tensor, "rows vocab"], draws: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
     """The first id whose cumulative probability, in the order of the ids, exceeds the draw in [0, 1)."""
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    whole = cumulative[:, -1]
-    # Rounding may carry draw * whole up to whole, which no id exceeds.
-    target = torch.minimum(draws * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
+    return drawn(logits, draws)
 
 
 def uniforms(seed: int, row: int, count: int) -> Tensor:

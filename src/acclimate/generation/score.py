@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import WORTH, collate, streams
 from acclimate.models.logprobs import judged, logprobs
+from acclimate.models.modes import evaluating
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.tokens.batch import Batch, asked
 from acclimate.tokens.codec import Encoded

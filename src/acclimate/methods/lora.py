@@ -51,5 +51,8 @@ class LowRank(Delta):
         low = nn.functional.linear(self.dropout(x), self.a.to(x.dtype))
         return y + nn.functional.linear(low, self.b.to(x.dtype)) * self.scale
 
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        return self.a, self.scale * self.b
+
     def fold(self, module: nn.Module) -> None:
         add_to_weight(module, self.scale * self.b @ self.a)

@@ -16,7 +16,8 @@ from acclimate.errors import ModelError, RecipeError
 from acclimate.methods.delta import Delta, attach, require, switches, using
 from acclimate.methods.switch import links
 from acclimate.methods.targets import embedding
-from acclimate.models.cache import context, evaluating
+from acclimate.models.cache import context
+from acclimate.models.modes import evaluating
 from acclimate.models.outline import trunk_of
 
 COMMON = 5000  # Lester et al. 2021 sample a start from the 5,000 most common tokens

@@ -59,6 +59,10 @@ class Delta(nn.Module):
         """(…, d_in), (…, d_out) → (…, d_out). Computed in the dtype of `x`; parameters are float32 masters."""
         return y
 
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """(r, d_in), (d_out, r) where the change is their product alone, y + up down x, with dropout off; None elsewhere."""
+        return None
+
     def fold(self, module: nn.Module) -> None:
         """Give `module` new weights that compute this change, never writing into the old ones.
 
@@ -123,6 +127,15 @@ class Switch(nn.ModuleDict):
             if delta.tap is not None:
                 delta.tap.forget()
         return y
+
+    def low_rank(self) -> tuple[Tensor, ...] | None:
+        """What answers, as a product of two factors (`Delta.low_rank`); () where the base does, None for anything else."""
+        if not isinstance(self.active, str | None):
+            return None
+        active = links(self[self.active]) if self.active is not None and self.active in self else []
+        if not active:
+            return ()
+        return active[0].low_rank() if len(active) == 1 and active[0].tap is None else None
 
     def _mixed(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
         if choice.index.shape == y.shape[: choice.index.ndim] and len(choice.runs) <= 2 * len(choice.names) + 1:

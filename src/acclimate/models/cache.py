@@ -6,8 +6,7 @@ id, so a pad that equals a terminator, or a terminator inside a prompt, changes 
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError
+from acclimate.models import layers
 from acclimate.models.gated import by_token
 from acclimate.models.kernels import products, using
-from acclimate.models.memory import make_room
+from acclimate.models.logits import highest
+from acclimate.models.memory import make_room, memory_name
+from acclimate.models.modes import evaluating, still
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,14 @@ class Reader:
     """What every step of a batch asks of the model, found once.
 
     accepted: what its forward can be given. memory: the name that it has for a Cache, given and returned.
-    quick: forwards of the layers that compiled kernels serve.
+    quick: forwards of the layers that compiled kernels serve. whole: a step through all layers at once, where that can be.
     """
 
     accepted: frozenset[str]
     memory: str
     modules: tuple[nn.Module, ...]
     quick: Mapping[nn.Module, Callable[[Tensor], Tensor]]
+    whole: layers.Plan | None
 
 
 @dataclass(frozen=True)
@@ -69,25 +72,6 @@ def starts(model: nn.Module, prompt: Sequence[int]) -> Sequence[int]:
             f"{type(model).__name__} writes from a start token, but its config names no decoder_start_token_id."
         )
     return (start,)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside the `with`; every module's mode is as it was found afterwards."""
-    with _still(model.modules()):
-        yield
-
-
-@contextmanager
-def _still(modules: Iterable[nn.Module]) -> Iterator[None]:
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def read(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Past]:
@@ -140,12 +124,7 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tens
 def reader(model: nn.Module) -> Reader:
     """What a step asks of this model."""
     modules, accepted = tuple(model.modules()), frozenset(inspect.signature(model.forward).parameters)
-    return Reader(accepted, memory_name(model), modules, {**by_token(modules), **products(modules)})
-
-
-def memory_name(model: nn.Module) -> str:
-    """What this model's forward calls a Cache: transformers renamed it in 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return Reader(accepted, memory_name(model), modules, {**by_token(modules), **products(modules)}, layers.plan(model))
 
 
 def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
@@ -160,7 +139,11 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1
     # no_grad, not inference_mode: a buffer that a forward fills (rotary frequencies) must stay usable in training.
-    with _still(past.reader.modules), using(past.reader.quick), torch.no_grad():
+    with still(past.reader.modules), using(past.reader.quick), torch.no_grad():
+        whole = past.reader.whole
+        if whole is not None and ids.shape[1] == 1 and layers.serves(whole, past.cache, len(ids)):
+            logits = layers.step(whole, ids, past.cache, past.mask, inputs["position_ids"])
+            return checked(model, logits), past
         output = model(**inputs)
     wide, cache = checked(model, output.logits[:, -1]), output[past.reader.memory]
     return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
@@ -168,6 +151,7 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
 
 def checked(model: nn.Module, logits: Tensor) -> Tensor:
     """The logits in float32 or wider. ModelError where they are NaN or infinite."""
-    if not bool(logits.amax(-1).isfinite().all()):
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if not bool(highest(wide)[0].isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes NaN or infinite logits; its weights or its inputs are sick.")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from acclimate.data.archive import atomically
 from acclimate.data.sources import cache
 from acclimate.errors import DataError, ModelError
-from acclimate.models.cache import evaluating
 from acclimate.models.fingerprint import fingerprint
+from acclimate.models.modes import evaluating
 from acclimate.models.outline import is_encoder_decoder, trunk_of
 from acclimate.tokens.batch import rectangle
 from acclimate.tokens.codec import Codec, Encoded

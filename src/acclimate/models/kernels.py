@@ -27,8 +27,10 @@ from acclimate.data import sources
 
 COMPILER = "g++"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "flash", "step", "rows"))
-HEADERS = (Path(__file__).with_name("vectors.h"),)
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "flash", "step", "rows", "layers", "logits")
+)
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "products", "rows", "step"))
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
@@ -50,6 +52,8 @@ def library() -> ctypes.CDLL | str:
         function = _function(loaded, dtype)
         function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_long] * 3, ctypes.c_int]
         function.restype = None
+    loaded.product_widened.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_int]
+    loaded.product_widened.restype = None
     return loaded
 
 
@@ -90,6 +94,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     m, threads = x.numel() // k, torch.get_num_threads()
     if content(x):
         function(x.data_ptr(), weight.data_ptr(), offset, y.data_ptr(), m, k, n, threads)
+    return y
+
+
+def widened(x: Tensor, weight: Tensor) -> Tensor:
+    """x weightᵀ, (rows, k) → (rows, n) in float32, of bfloat16 rows and weights: nothing is rounded behind the sums."""
+    loaded = library()
+    assert isinstance(loaded, ctypes.CDLL)
+    (n, k), rows = weight.shape, len(x)
+    y = x.new_empty(rows, n, dtype=torch.float32)
+    loaded.product_widened(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, k, n, torch.get_num_threads())
     return y
 
 

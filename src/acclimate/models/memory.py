@@ -3,10 +3,11 @@
 transformers' cache is concatenated anew at every step, which copies all it holds.
 """
 
+import inspect
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 SPARE = 64  # positions that are added at least when the room is used up
@@ -29,6 +30,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.values = self._add("values", self.values, value_states)
         return self.keys, self.values
 
+    def one_more(self) -> tuple[Tensor, Tensor]:
+        """Keys and values with a place behind them for one token more, which the caller fills."""
+        self.keys, self.values = self._longer("keys", self.keys, 1), self._longer("values", self.values, 1)
+        return self.keys, self.values
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the rows named, in this order; those that keep their place stay where they are."""
         order = beam_idx.tolist()
@@ -38,14 +44,18 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.values = self._select("values", self.values, rows, same)
 
     def _add(self, name: str, held: Tensor, new: Tensor) -> Float[Tensor, "rows heads time d"]:
-        begin, end = held.shape[2], held.shape[2] + new.shape[2]
+        longer = self._longer(name, held, new.shape[2])
+        longer[:, :, held.shape[2] :] = new
+        return longer
+
+    def _longer(self, name: str, held: Tensor, more: int) -> Float[Tensor, "rows heads time d"]:
+        begin, end = held.shape[2], held.shape[2] + more
         space = self._spaces[name][: held.shape[0]]
         if space.data_ptr() != held.data_ptr() or end > space.shape[2] or space.shape[0] < held.shape[0]:
             rows, heads, _, width = held.shape
             space = held.new_empty(rows, heads, end + max(SPARE, end // 2), width)
             space[:, :, :begin] = held
             self._spaces[name] = space
-        space[:, :, begin:end] = new
         return space[:, :, :end]
 
     def _select(self, name: str, held: Tensor, rows: Tensor, same: int) -> Float[Tensor, "rows heads time d"]:
@@ -55,6 +65,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         kept = space[: len(rows), :, : held.shape[2]]
         kept[same:] = held.index_select(0, rows[same:])
         return kept
+
+
+def memory_name(model: nn.Module) -> str:
+    """What this model's forward calls a Cache: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def make_room(cache: Any) -> Any:

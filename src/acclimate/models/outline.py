@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.models.attention import NAME, register
-from acclimate.models.cache import evaluating
+from acclimate.models.modes import evaluating
 from acclimate.tokens.tree import Piece
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from acclimate.models.cache import Past, checked, evaluating, padded, read, reader
+from acclimate.models.cache import Past, checked, padded, read, reader
 from acclimate.models.collate import WORTH
 from acclimate.models.kernels import using
 from acclimate.models.logprobs import inputs
 from acclimate.models.memory import make_room
+from acclimate.models.modes import evaluating
 from acclimate.models.outline import head_of, is_encoder_decoder, outline, trunk_of
 from acclimate.tokens.batch import Batch, asked, pack
 from acclimate.tokens.codec import Encoded

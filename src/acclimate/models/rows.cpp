@@ -1,14 +1,7 @@
 // What is done to every token by itself: the root-mean-square norm, and the gate of a feed-forward layer. Forth and back.
 #include <cmath>
 
-#include "vectors.h"
-
-static Floats rounded(Floats x, const float*) { return x; }
-static Floats rounded(Floats x, const uint16_t*) {
-  uint16_t half[L];
-  put(x, half);
-  return part(half);
-}
+#include "rows.h"
 
 // y = w · x / √(mean x² + eps), the factor of each row kept in `scale`; x / √… is rounded before it meets w, as models have it.
 template <class X>
@@ -34,11 +27,6 @@ static void norm_back(const X* x, const X* w, const X* slope, const float* scale
     const float mean = total(sum) * scale[r] * scale[r] / d;
     for (long c = 0; c < d; c += L) put((part(down + c) * part(w + c) - part(row + c) * mean) * scale[r], out + r * d + c);
   }
-}
-
-static Floats logistic(Floats x) {
-  Floats negative = power((x < 0 ? x : -x) * 1.44269504f);  // e^−|x|
-  return (x < 0 ? negative : Floats{} + 1) / (1 + negative);
 }
 
 // y = x σ(x) · u

@@ -34,6 +34,29 @@ static float total(Floats v) {
   return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
 }
 
+#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 12)
+#define FOLDS 1
+// (j, j + L/2) of a and b in turns, added: of each half as many numbers are left, those of a and b in turns.
+static Floats folded(Floats a, Floats b) {
+  Floats low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  Floats high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return low + high;
+}
+#endif
+
+// The totals of L vectors, which are spent: 15 folds in the place of 16 sums across a vector.
+static Floats totals(Floats* v) {
+#if defined(FOLDS)
+  for (int half = L / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) v[i] = folded(v[i], v[i + half]);
+  return v[0];
+#else
+  Floats each;
+  for (int i = 0; i < L; i++) each[i] = total(v[i]);
+  return each;
+#endif
+}
+
 // 2^x for x ≤ 0, as good as 0 far below; Taylor's polynomial within half a step of the nearest whole number.
 static Floats power(Floats x) {
   x = x < -126 ? Floats{} - 126 : x;

@@ -13,9 +13,9 @@ from acclimate.data.examples import Message, Ranking
 from acclimate.data.template import Template
 from acclimate.errors import DataError, ModelError
 from acclimate.methods.delta import using
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel
+from acclimate.models.modes import evaluating
 from acclimate.rewards.reward import Completion, Marks, whole
 from acclimate.tokens.codec import Codec
 from acclimate.tokens.pairs import Compared, compared, fit_pairs, reading

@@ -16,8 +16,8 @@ from acclimate.generation.draft import Generated
 from acclimate.generation.samplers import Sample
 from acclimate.methods.delta import disabled
 from acclimate.models import policy
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate
+from acclimate.models.modes import evaluating
 from acclimate.objectives.advantages import gae, whiten
 from acclimate.objectives.ppo import Experience
 from acclimate.rewards.reward import Completion, Marks, Reward, checked, total

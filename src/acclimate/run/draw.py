@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from acclimate.models.cache import evaluating
+from acclimate.models.modes import evaluating
 from acclimate.recipe import Recipe
 from acclimate.rewards.model import asked
 from acclimate.rewards.reward import Completion, Reward, checked, total

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from acclimate.models.cache import evaluating
+from acclimate.models.modes import evaluating
 from acclimate.run.prepare import Prepared
 from acclimate.run.train import collated
 

@@ -14,10 +14,10 @@ from acclimate.evaluation.preferences import HeadRewards, PolicyRewards, head_re
 from acclimate.methods.delta import switch_of
 from acclimate.methods.head import Copy
 from acclimate.methods.switch import links
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate, divide
 from acclimate.models.heads import TaskHead, TaskModel
 from acclimate.models.logprobs import logprobs
+from acclimate.models.modes import evaluating
 from acclimate.objectives.kto import KTO, reference_point
 from acclimate.run.prepare import Prepared, with_pairs
 from acclimate.tokens.codec import Encoded

@@ -16,10 +16,10 @@ from acclimate.errors import DataError, RecipeError
 from acclimate.evaluation.heads import AskHead, best_threshold, named
 from acclimate.evaluation.predictor import Choose, Generate, Tick
 from acclimate.metrics import choose, default_metrics
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate_readings
 from acclimate.models.heads import TaskModel, best_pool, first, trunk_with_heads
 from acclimate.models.load import Loaded
+from acclimate.models.modes import evaluating
 from acclimate.objectives import LM
 from acclimate.objectives.choose import Extract, Pick
 from acclimate.objectives.classify import Classify, balanced

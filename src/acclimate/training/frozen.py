@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acclimate.models.cache import evaluating
 from acclimate.models.heads import TaskModel, vectors
 from acclimate.models.logprobs import hidden_at
+from acclimate.models.modes import evaluating
 from acclimate.models.outline import outline, trunk_of
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.methods.delta import base, using
-from acclimate.models.cache import evaluating
 from acclimate.models.collate import collate
 from acclimate.models.logprobs import logprobs
+from acclimate.models.modes import evaluating
 from acclimate.tokens.batch import Batch
 from acclimate.tokens.codec import Encoded
 from acclimate.tokens.pairs import Compared, by_document

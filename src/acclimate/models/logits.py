@@ -1,0 +1,70 @@
+"""What a decoding step asks of its logits, compiled on the machine that uses it (logits.cpp); by PyTorch elsewhere.
+
+A vocabulary is long and a step is short: PyTorch's reductions over it cost a fifth of a step.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from acclimate.models import kernels
+
+LEAST = 1024  # logits of a row, for the kernels to be asked
+
+
+@cache
+def _function(name: str) -> Any:
+    """A kernel; None without a compiler."""
+    library = kernels.library()
+    if isinstance(library, str):
+        return None
+    found, pointers = getattr(library, name), 2 if name == "logarithms_of" else 3
+    found.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_long, ctypes.c_long, ctypes.c_int]
+    found.restype = None
+    return found
+
+
+def _served(logits: Tensor) -> bool:
+    alike = logits.is_cpu and logits.dtype == torch.float32 and logits.ndim == 2 and logits.is_contiguous()
+    plain = not (logits.requires_grad and torch.is_grad_enabled()) and kernels.content(logits)
+    return alike and plain and logits.shape[1] >= LEAST and _function("highest_of") is not None
+
+
+def highest(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The highest of each row, and the lowest id that has it; NaN where there is one."""
+    if not _served(logits):
+        return logits.amax(-1), logits.argmax(-1)
+    values, places = logits.new_empty(len(logits)), torch.empty(len(logits), dtype=torch.long)
+    _call("highest_of", logits, values, places)
+    return values, places
+
+
+def logsumexp(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+    """log Σ exp of each row."""
+    if not _served(logits):
+        return logits.logsumexp(-1)
+    values = logits.new_empty(len(logits))
+    _call("logarithms_of", logits, values)
+    return values
+
+
+def drawn(logits: Float[Tensor, "rows vocab"], draws: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """The first id whose cumulative probability, in the order of the ids, exceeds the draw in [0, 1)."""
+    if _served(logits) and draws.is_cpu:
+        places = torch.empty(len(logits), dtype=torch.long)
+        _call("drawn_from", logits, draws.double().contiguous(), places)
+        return places
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    whole = cumulative[:, -1]
+    # Rounding may carry draw * whole up to whole, which no id exceeds.
+    target = torch.minimum(draws * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
+
+
+def _call(name: str, *tensors: Tensor) -> None:
+    rows, vocab = tensors[0].shape
+    _function(name)(*(each.data_ptr() for each in tensors), rows, vocab, torch.get_num_threads())

@@ -1,0 +1,79 @@
+"""What is asked of logits: the compiled kernels say what PyTorch says, and never draw what is ruled out."""
+
+import math
+
+import pytest
+import torch
+
+from acclimate.models import kernels, logits
+
+pytestmark = pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
+SIZES = (logits.LEAST, 1031, 1500, 49152)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """Every call of the kernels, which go on to answer."""
+    seen: list[str] = []
+    plain = logits._call
+    monkeypatch.setattr(logits, "_call", lambda name, *rest: (seen.append(name), plain(name, *rest))[1])
+    return seen
+
+
+def some(rows: int, vocab: int) -> torch.Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)) * 5
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+@pytest.mark.parametrize("rows", [1, 2, 33])
+def test_the_highest_and_the_logarithm_of_the_sum(rows, vocab, asked):
+    x = some(rows, vocab)
+    x[:, -3] = x[:, 5] = x.amax() + 1  # of equals the lowest id
+    values, places = logits.highest(x)
+    assert torch.equal(values, x.amax(-1))
+    assert places.tolist() == [5] * rows
+    torch.testing.assert_close(logits.logsumexp(x).double(), x.double().logsumexp(-1), rtol=0, atol=5e-6)
+    assert asked == ["highest_of", "logarithms_of"]
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+def test_draws_are_those_of_the_exact_sums(vocab, asked):
+    x = some(64, vocab)
+    exact = x.double().softmax(-1).cumsum(-1)
+    for seed in range(20):
+        draws = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        found = logits.drawn(x, draws)
+        after = exact.gather(1, found[:, None]).squeeze(1)
+        before = after - x.double().softmax(-1).gather(1, found[:, None]).squeeze(1)
+        assert bool((after > draws - 1e-6).all())
+        assert bool((before < draws + 1e-6).all())
+    assert asked == ["drawn_from"] * 20
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, math.nextafter(1.0, 0.0)])
+@pytest.mark.parametrize("left", [[0], [7, 900], [1030], [3, 1029, 1030]])
+def test_what_is_ruled_out_is_never_drawn(left, draw):
+    x = torch.full((2, 1031), -math.inf)
+    x[:, left] = torch.linspace(-80, 3, len(left))
+    for found in logits.drawn(x, torch.tensor([draw, draw], dtype=torch.float64)).tolist():
+        assert found in left
+
+
+def test_what_is_no_number_shows():
+    x = some(4, 2048)
+    x[0, 7], x[1, 2047], x[2, 9] = math.nan, math.inf, -math.inf
+    values, places = logits.highest(x)
+    assert values.isfinite().tolist() == [False, False, True, True]
+    assert places[:2].tolist() == [7, 2047]
+    assert logits.logsumexp(x).isfinite().tolist() == [False, False, True, True]
+    assert torch.isneginf(logits.highest(torch.full((1, 2048), -math.inf))[0]).all()
+
+
+@pytest.mark.parametrize("how", ["float64", "short", "slice", "graph"])
+def test_pytorch_answers_where_the_kernels_do_not(how, asked):
+    x = some(3, 2 * logits.LEAST)
+    x = {"float64": x.double(), "short": x[:, :9].contiguous(), "slice": x[:, ::2], "graph": x.requires_grad_()}[how]
+    assert torch.equal(logits.highest(x)[1], x.argmax(-1))
+    assert torch.equal(logits.logsumexp(x), x.logsumexp(-1))
+    assert logits.drawn(x, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).shape == (3,)
+    assert asked == []
