@@ -9,12 +9,14 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError
+from acclimate.models import graphs
 from acclimate.models.gated import by_token
 from acclimate.models.kernels import products, using
 from acclimate.models.memory import make_room
@@ -111,7 +113,12 @@ def extend(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     grown = past.mask
     if past.encoded is None:
         grown = torch.cat([past.mask, past.mask.new_ones(len(ids), 1)], dim=1)
-    return _forward(model, ids[:, None], replace(past, mask=grown))
+    past = replace(past, mask=grown)
+    plain = partial(_forward, model, ids[:, None], past)
+    if not graphs.serves(ids, past):
+        return plain()
+    logits, past = graphs.extend(model, ids, past, partial(_answer, model, past.reader), plain)
+    return checked(model, logits), past
 
 
 def select(past: Past, rows: Sequence[int]) -> Past:
@@ -164,6 +171,11 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
         output = model(**inputs)
     wide, cache = checked(model, output.logits[:, -1]), output[past.reader.memory]
     return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
+
+
+def _answer(model: nn.Module, known: Reader, inputs: Mapping[str, Any]) -> Any:
+    with _still(known.modules), using(known.quick), torch.no_grad():
+        return model(**inputs)
 
 
 def checked(model: nn.Module, logits: Tensor) -> Tensor:
