@@ -4,7 +4,7 @@ Rows are put in the order of their adapters, so that each product has one matrix
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Float, Int, Int32
@@ -24,7 +24,18 @@ def serves(x: Tensor, y: Tensor) -> bool:
         return False
     fits = x.shape[-1] % WIDTH == 0 and y.shape[-1] % WIDTH == 0
     rounded = y.dtype == torch.bfloat16 and (x.dtype == y.dtype or torch.is_autocast_enabled("cuda"))
-    return fits and rounded and torch.cuda.get_device_capability(y.device) >= SINCE
+    return fits and rounded and offered(y.device)
+
+
+def describe() -> str:
+    """What was decided for this machine's GPU, in a line."""
+    return "by grouped products in bfloat16" if offered(torch.device("cuda")) else "one after the other"
+
+
+@cache
+def offered(device: torch.device) -> bool:
+    """Whether the GPU is one that the kernel is for."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= SINCE
 
 
 def changed(

@@ -71,6 +71,11 @@ def serves(*tensors: Tensor) -> bool:
     return alike and dtype in DTYPES and offered()
 
 
+def describe() -> str:
+    """What was decided for this machine's GPU, in a line."""
+    return "compiled by PyTorch" if offered() else "the models' own"
+
+
 @cache
 def offered() -> bool:
     """Whether PyTorch compiles for this machine's GPU, tried once on a small tensor."""

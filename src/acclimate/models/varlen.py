@@ -42,11 +42,17 @@ def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if not all(x.is_cuda and x.dtype == query.dtype and x.shape[-1] == query.shape[-1] for x in (query, key, value)):
         return False
     fits = query.dtype in DTYPES and query.shape[-1] % WIDTH == 0 and query.shape[-1] <= WIDEST
-    return fits and query.shape[1] % key.shape[1] == 0 and _offered(query.device)
+    return fits and query.shape[1] % key.shape[1] == 0 and offered(query.device)
+
+
+def describe() -> str:
+    """What was decided for this machine's GPU, in a line."""
+    return "all documents in one call, of 16 bits a number" if offered(torch.device("cuda")) else "piece by piece"
 
 
 @cache
-def _offered(device: torch.device) -> bool:
+def offered(device: torch.device) -> bool:
+    """Whether PyTorch has the kernels as they are asked here, and the GPU is one that they are for."""
     known = inspect.signature(varlen_attn).parameters.keys()
     return known >= ASKED and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
