@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
+from acclimate.models.precision import device
 from bench.machine import machine
 from bench.material import write
 from bench.page import page
@@ -58,6 +59,18 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
     }
 
 
+def offered(name: str, work: Work, kind: str) -> Work | None:
+    """The sides that are for this kind of device; None where ours is not. What is left out is told."""
+    other = {who: peer.only for who, peer in work.sides.items() if peer.only not in ("", kind)}
+    if OURS in other:
+        print(f"{name}: left out, it is for {other[OURS]}, and this machine has none", flush=True)
+        return None
+    for who, only in other.items():
+        print(f"{name}: {who} left out, it is for {only}, and this machine computes on {kind}", flush=True)
+    quick = {**work.quick, **(work.on_cuda if kind == "cuda" else {})}
+    return replace(work, sides={who: peer for who, peer in work.sides.items() if who not in other}, quick=quick)
+
+
 def _started(name: str, peers: Mapping[str, Peer], folder: Path) -> dict[str, SideProcess]:
     started = {}
     for who, peer in peers.items():
@@ -89,7 +102,10 @@ def main() -> None:
         if not (given.out / "material" / WORKS[name].reads).stat().st_size:
             print(f"{name}: left out, its data are not beside the project", flush=True)
             continue
-        row = measured(name, WORKS[name], given.out / "material", given.repeats, found["machine"])
+        work = offered(name, WORKS[name], device().type)
+        if work is None:
+            continue
+        row = measured(name, work, given.out / "material", given.repeats, found["machine"])
         found["rows"].append(row)
         (given.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (given.out / "bench.html").write_text(page(found), encoding="utf-8")

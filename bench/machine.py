@@ -3,7 +3,9 @@
 import os
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -11,31 +13,38 @@ import torch
 from acclimate.models.precision import choose, device
 
 SHAPE = (1024, 576, 1536)  # tokens, and SmolLM2's two widths
+LARGE = (8192, 8192, 8192)  # on a GPU, which is busy with SHAPE for less time than it takes to ask it
 
 
 def gemm(dtype: torch.dtype, repeats: int = 30) -> float:
-    """Multiplications and additions a second of one product of SHAPE, the median of `repeats`."""
-    n, k, m = SHAPE
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = torch.randn(n, k, device=device).to(dtype), torch.randn(k, m, device=device).to(dtype)
-    times = []
-    for _ in range(repeats + 5):
-        began = _now()
-        _ = a @ b
-        times.append(_now() - began)
-    return 2 * n * k * m / median(times[5:])
+    """Multiplications and additions a second of one product, the median of `repeats`."""
+    n, k, m = LARGE if torch.cuda.is_available() else SHAPE
+    a, b = torch.randn(n, k, device=device()).to(dtype), torch.randn(k, m, device=device()).to(dtype)
+    return 2 * n * k * m / median(seconds(lambda: a @ b, repeats + 5)[5:])
 
 
 def copying(size: int = 1 << 28, repeats: int = 5) -> float:
     """Bytes a second that are read and written again."""
-    source = torch.ones(size // 4, device="cuda" if torch.cuda.is_available() else "cpu")
+    source = torch.ones(size // 4, device=device())
     target = torch.empty_like(source)
-    times = []
-    for _ in range(repeats + 1):
-        began = _now()
-        target.copy_(source)
-        times.append(_now() - began)
-    return 2 * size / median(times[1:])
+    return 2 * size / median(seconds(lambda: target.copy_(source), repeats + 1)[1:])
+
+
+def seconds(work: Callable[[], object], repeats: int) -> list[float]:
+    """Of each repetition: by the device's own clock where there is one."""
+    if not torch.cuda.is_available():
+        times = [time.perf_counter()]
+        for _ in range(repeats):
+            work()
+            times.append(time.perf_counter())
+        return [end - began for began, end in pairwise(times)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize()
+    return [began.elapsed_time(end) / 1000 for began, end in pairwise(events)]
 
 
 def machine() -> dict[str, object]:
@@ -43,6 +52,7 @@ def machine() -> dict[str, object]:
     found = {name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
     return {
         "processor": _processor(),
+        "device": device().type,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -69,9 +79,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "absent"
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -3,7 +3,8 @@
 base/           the model as a transformers folder, float32
 model.gguf      the file that it was read from
 rows.jsonl      {"input_ids", "completion_mask"}: prompts and completions, spelled once
-adapter/        LoRA on queries and values as it starts, in PEFT's format; linear/: of rank 16 on every linear layer
+adapter/        LoRA on queries and values as it starts, in PEFT's format; linear/: of rank 16 on every linear layer;
+                packed/: the same for a base in four bits
 prompts.jsonl   {"input_ids"}: what is continued
 pairs.jsonl     {"row", "context", "continuation"}: what is asked about, four endings a row
 shots.jsonl     the same, two labels a row, all contexts begin with the same worked examples
@@ -32,7 +33,7 @@ from acclimate.data.archive import extract
 from acclimate.data.sources import data_file, fetch, model_source
 from acclimate.interchange import peft
 from acclimate.interchange.adapter import save_adapter
-from acclimate.methods import LoRA
+from acclimate.methods import LoRA, QLoRA
 from acclimate.methods.artifact import tensors, write_tensors
 from acclimate.methods.delta import detach
 from acclimate.models.fingerprint import fingerprint
@@ -61,6 +62,7 @@ OURS = "made-by-the-benchmark"  # a file in every folder that may be made anew
 ASKED = "Summarise in one or two sentences:\n\n"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 EVERYWHERE = LoRA(rank=16, alpha=32.0, targets=("linear",))
+PACKED = QLoRA(rank=16, alpha=32.0, double=False)  # bitsandbytes rounds some constants otherwise where they are bytes
 LABELS = ("negative", "positive")
 MIXED = ("a", "b", "c", "d")
 
@@ -98,6 +100,9 @@ def write(folder: Path) -> None:
     detach(model)
     EVERYWHERE.install(model)
     save_adapter(model, EVERYWHERE, folder / "linear", facts_of(prepared, base))
+    detach(model)
+    PACKED.install(model)  # last: the model is in four bits from here on
+    save_adapter(model, PACKED, folder / "packed", facts_of(prepared, base))
     _lines(folder / "preferences.jsonl", _preferences())
     align(folder)
     whole.write_text(stamp, encoding="utf-8")

@@ -9,6 +9,7 @@ import torch
 
 from bench.lines import read
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NEW = 32  # ids of every completion that is sampled to learn from
 WISHED, WEIGHT = 20, 100.0  # of the reward: words, and what it is multiplied by

@@ -13,12 +13,16 @@ LLAMA = ("float32", "float16")  # of its weights; of the second the ids are not 
 
 @dataclass(frozen=True)
 class Peer:
-    """A side: a function in bench/sides, the environment it runs in ("": the project's own), and its options."""
+    """A side: a function in bench/sides, the environment it runs in ("": the project's own), and its options.
+
+    only: the kind of device that it is for, "cuda" or "cpu"; "" for any.
+    """
 
     module: str
     function: str
     environment: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Work:
     """One row. sides: ours and its peers by name, in float32. parity: what is compared, and how far it may be apart.
 
     quick: the sides that are timed in the precision that this machine multiplies best, by name, each with the one of `sides`
-    that stands for it at the gate. The others are timed in float32, as they come.
+    that stands for it at the gate. The others are timed in float32, as they come. on_cuda: more of them there.
     """
 
     about: str
@@ -37,17 +41,38 @@ class Work:
         "rows.jsonl"  # of the material; where it is empty, because its data are not at hand, the work is left out
     )
     quick: Mapping[str, str] = field(default_factory=dict)
+    on_cuda: Mapping[str, str] = field(default_factory=dict)
 
 
-def _sft(way: str, adapter: str) -> Work:
+def _sft(way: str, adapter: str, more: Mapping[str, Mapping[str, Any]] | None = None) -> Work:
+    """more: tuned TRL with more options, by name, on CUDA."""
     both: Mapping[str, Any] = {"adapter": adapter}
+    tuned: Mapping[str, Any] = {**both, "checkpointing": False}
     return Work(
         f"{way} fine-tuning on articles and summaries, four rows an update, AdamW",
         "tokens",
         {
             OURS: Peer("ours", "sft", options=both),
             "trl-default": Peer("trl", "sft", "trl", both),
-            "trl-tuned": Peer("trl", "sft", "trl", {**both, "checkpointing": False}),
+            "trl-tuned": Peer("trl", "sft", "trl", tuned),
+            **{who: Peer("trl", "sft", "trl", {**tuned, **given}, "cuda") for who, given in (more or {}).items()},
+        },
+        {"loss": PARITY, "norm": PARITY},
+        quick={**TRL, **{who: who for who in more or {}}},
+    )
+
+
+def _qlora() -> Work:
+    both: Mapping[str, Any] = {"adapter": "packed"}
+    theirs = {**both, "packed": True}
+    return Work(
+        "QLoRA, of rank 16 on all linear layers of a base in NF4, on articles and summaries, four rows an update, AdamW; TRL's "
+        "base is bitsandbytes'",
+        "tokens",
+        {
+            OURS: Peer("ours", "sft", options=both, only="cuda"),
+            "trl-default": Peer("trl", "sft", "trl_qlora", theirs, "cuda"),
+            "trl-tuned": Peer("trl", "sft", "trl_qlora", {**theirs, "checkpointing": False}, "cuda"),
         },
         {"loss": PARITY, "norm": PARITY},
         quick=TRL,
@@ -56,7 +81,7 @@ def _sft(way: str, adapter: str) -> Work:
 
 def _decode(batch: int) -> Work:
     same: Mapping[str, Any] = {"batch": batch}
-    alone = {f"llama.cpp-{dtype}": Peer("llama", "decode", "llama", {**same, "dtype": dtype}) for dtype in LLAMA}
+    alone = {f"llama.cpp-{dtype}": Peer("llama", "decode", "llama", {**same, "dtype": dtype}, "cpu") for dtype in LLAMA}
     return Work(
         f"greedy decoding of 64 tokens after {batch} prompts of up to 64",
         "tokens",
@@ -104,9 +129,10 @@ def _aligned(about: str, unit: str, name: str, tuned: Mapping[str, Any], parity:
 
 
 WORKS: dict[str, Work] = {
-    "sft-lora": _sft("LoRA", "adapter"),
+    "sft-lora": _sft("LoRA", "adapter", {"trl-compiled": {"compiled": True}}),
     "sft-all-linear": _sft("LoRA, of rank 16 on all linear layers:", "linear"),
     "sft-full": _sft("full", ""),
+    "qlora": _qlora(),
     "dpo": _aligned(
         "DPO with LoRA on articles and two summaries, four pairs an update, the base as the reference; tuned, TRL has asked "
         "the reference of all rows before the clock starts",
@@ -162,6 +188,7 @@ WORKS: dict[str, Work] = {
         "tokens",
         {OURS: Peer("mixed", "ours"), "peft": Peer("mixed", "peft")},
         {"total": PARITY},
+        on_cuda={OURS: OURS, "peft-tuned": "peft"},
     ),
     "sweep": Work(
         "an update of eight LoRAs of rank 1 to 128, each on the same 32 tokens, in one pass or one after the other",
@@ -171,6 +198,7 @@ WORKS: dict[str, Work] = {
             "one-after-the-other": Peer("ours", "sweep", options={"together": False}),
         },
         {f"loss of r{1 << i}": PARITY for i in range(8)},
+        on_cuda={OURS: OURS, "one-after-the-other": "one-after-the-other"},
     ),
     "head-epoch": Work(
         "a later epoch of training a classifier on a frozen trunk, against running the trunk at every epoch",

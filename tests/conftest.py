@@ -20,7 +20,8 @@ SHAPED = (
     "models.logprobs models.attention objectives.lm tokens.batch generation.samplers methods.lora methods.nf4 methods.head "
     "methods.dora methods.adapters methods.parallel methods.ia3 methods.bitfit methods.weight methods.unipelt methods.soft "
     "methods.fastfood methods.intrinsic tokens.pairs objectives.preference objectives.dpo objectives.ipo objectives.kto "
-    "objectives.simpo objectives.orpo objectives.baselines objectives.reward metrics.ranking"
+    "objectives.simpo objectives.orpo objectives.baselines objectives.reward metrics.ranking "
+    "models.varlen models.compiled methods.grouped"
 )
 HOOK = install_import_hook([f"acclimate.{name}" for name in SHAPED.split()], "beartype.beartype")
 

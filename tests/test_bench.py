@@ -12,6 +12,7 @@ import bench.__main__ as bench_main
 import pytest
 import torch
 from bench.lines import read
+from bench.machine import copying, gemm, seconds
 from bench.material import MIXED, align, write
 from bench.page import page
 from bench.shared import around, best, given, reward_of, spare
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench import turns as clock
 from tests import spelling, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +156,40 @@ def test_a_work_without_its_data_is_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_main, "machine", dict)
     bench_main.main()
     assert capsys.readouterr().out == "choices: left out, its data are not beside the project\n"
+
+
+def test_a_side_that_is_for_another_device_is_left_out_and_told(capsys):
+    there, here = (bench_main.offered("sft-lora", WORKS["sft-lora"], kind) for kind in ("cuda", "cpu"))
+    assert "trl-compiled" in there.sides
+    assert there.quick["trl-compiled"] == "trl-compiled"
+    assert "trl-compiled" not in here.sides
+    assert capsys.readouterr().out == (
+        "sft-lora: trl-compiled left out, it is for cuda, and this machine computes on cpu\n"
+    )
+    assert bench_main.offered("qlora", WORKS["qlora"], "cpu") is None
+    assert capsys.readouterr().out == "qlora: left out, it is for cuda, and this machine has none\n"
+    assert set(bench_main.offered("decode-1", WORKS["decode-1"], "cuda").sides) == {OURS, "transformers"}
+    mixed_there, mixed_here = (bench_main.offered("m", WORKS["mixed-adapters"], kind).quick for kind in ("cuda", "cpu"))
+    assert (mixed_there, mixed_here) == ({OURS: OURS, "peft-tuned": "peft"}, {})
+
+
+def test_the_machines_clock():
+    first, second, third = seconds(lambda: time.sleep(0.02), 3)
+    assert all(0.01 < one < 1 for one in (first, second, third)) == (not torch.cuda.is_available())
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_and_its_memory_is_what_counts():
+    a = torch.randn(4096, 4096, device="cuda")
+    assert 1e-4 < seconds(lambda: a @ a, 3)[-1] < 1  # asking for it takes less
+    began = clock._now()
+    for _ in range(20):
+        a @ a
+    asked = time.perf_counter() - began
+    assert clock._now() - began > 2 * asked
+    assert clock._peak() >= 2 * a.nbytes
+    assert gemm(torch.bfloat16) > 4 * gemm(torch.float32) / 3
+    assert copying() > 1e11
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.lines import read
-from bench.shared import DTYPES
+from bench.shared import DEVICE, DTYPES
 from bench.turns import Side
 
 
 def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:
     """model.generate, greedy, with left padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype]).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype]).eval().to(DEVICE)
     rows = [row["input_ids"] for row in read(folder / "prompts.jsonl")[:batch]]
     width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=DEVICE)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=DEVICE)
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     for number in count():

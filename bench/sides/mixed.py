@@ -17,7 +17,7 @@ from acclimate.models.logprobs import logprobs
 from acclimate.tokens.codec import Encoded
 from bench.lines import read
 from bench.material import MIXED
-from bench.shared import DTYPES
+from bench.shared import DEVICE, DTYPES
 from bench.turns import Side
 
 ROWS = 16
@@ -26,7 +26,7 @@ ROWS = 16
 @torch.no_grad()
 def ours(folder: Path, dtype: str = "float32") -> Side:
     """Log-probabilities of 16 completions, every adapter for every fourth. Units are tokens; parity is their sum."""
-    model = load(str(folder / "base"), dtype=DTYPES[dtype]).model.eval()
+    model = load(str(folder / "base"), dtype=DTYPES[dtype]).model.eval().to(DEVICE)
     for name in MIXED:
         load_adapter(model, folder / "mixed" / name, name)
     rows = [Encoded(tuple(ids), tuple(map(bool, scored))) for ids, scored in _rows(folder)]
@@ -44,12 +44,12 @@ def peft(folder: Path, dtype: str = "float32") -> Side:
     model = PeftModel.from_pretrained(base, folder / "mixed" / MIXED[0], adapter_name=MIXED[0])
     for name in MIXED[1:]:
         model.load_adapter(folder / "mixed" / name, name)
-    model.eval()
+    model.eval().to(DEVICE)
     rows = _rows(folder)
     width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in rows])
-    scored = torch.tensor([said + [0] * (width - len(said)) for _, said in rows]).bool()[:, 1:]
+    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in rows], device=DEVICE)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in rows], device=DEVICE)
+    scored = torch.tensor([said + [0] * (width - len(said)) for _, said in rows], device=DEVICE).bool()[:, 1:]
 
     def total() -> float:
         logits = model(input_ids=ids, attention_mask=mask, adapter_names=_names()).logits[:, :-1]

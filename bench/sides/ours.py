@@ -13,6 +13,7 @@ from acclimate.generation.samplers import Greedy
 from acclimate.interchange.adapter import load_adapter
 from acclimate.methods import Full, LoRA
 from acclimate.methods.delta import activate, adapt, trainable
+from acclimate.methods.nf4 import NF4Linear
 from acclimate.models.collate import collate
 from acclimate.models.load import load, terminators
 from acclimate.objectives import LM
@@ -27,7 +28,7 @@ from acclimate.training.fit import Course, Step, fit
 from acclimate.training.frozen import cached_groups
 from acclimate.training.together import fit_together, own
 from bench.lines import read
-from bench.shared import DTYPES, around, best
+from bench.shared import DEVICE, DTYPES, around, best
 from bench.turns import Side
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -52,6 +53,7 @@ def sft(folder: Path, adapter: str = "adapter", batch: int = 4, dtype: str = "fl
             parameter.requires_grad_(".delta." in name)
     else:
         Full().install(loaded.model)
+    loaded.model.to(DEVICE)
     fill = codec_of(loaded).pad
     rows = _rows(folder)
     made = (collate(loaded.model, [rows[i] for i in part], fill, share=True) for part in around(len(rows), batch))
@@ -77,6 +79,7 @@ def _flops(model: Any, batch: Batch, each: int) -> float:
     Attention: 4 for a number of a head's query and a token that it sees, and twice that on the way back.
     """
     own = {name: p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name}
+    own |= {n: m.in_features * m.out_features for n, m in model.named_modules() if isinstance(m, NF4Linear)}
     trained = sum(count for name, count in own.items() if ".delta." in name)
     head = model.get_output_embeddings().weight.numel()
     tokens, config = batch.streamed, model.config
@@ -89,12 +92,13 @@ def _flops(model: Any, batch: Batch, each: int) -> float:
     return (each * (sum(own.values()) - trained) + 6 * trained) * tokens + each * head * len(batch.targets) + attention
 
 
-def sweep(folder: Path, together: bool = True, rows: int = 1, length: int = 32) -> Side:
+def sweep(folder: Path, together: bool = True, rows: int = 1, length: int = 32, dtype: str = "float32") -> Side:
     """An update of eight LoRAs of rank 1 to 128 on the same short rows: in one pass, or one after the other.
 
     Units are tokens of all; parity is the losses of the third update, when every adapter has moved.
     """
-    model, names = load(str(folder / "base")).model.train(), [f"r{rank}" for rank in RANKS]
+    model = load(str(folder / "base"), dtype=DTYPES[dtype]).model.train().to(DEVICE)
+    names = [f"r{rank}" for rank in RANKS]
     for rank, name in zip(RANKS, names, strict=True):
         adapt(model, LoRA(rank, alpha=float(2 * rank)), name=name, seed=0)
     for name, parameter in model.named_parameters():
@@ -151,6 +155,7 @@ def head(folder: Path, cached: bool = True, rows: int = 256) -> Side:
 def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:
     """Greedy continuations of `batch` prompts. Units are new tokens; parity is all of their ids."""
     loaded = load(str(folder / "base"), dtype=DTYPES[dtype])
+    loaded.model.to(DEVICE)
     prompts = [row["input_ids"] for row in read(folder / "prompts.jsonl")[:batch]]
     for number in count():
         found = generate(
@@ -167,6 +172,7 @@ def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32")
 def choices(folder: Path, dtype: str = "float32", pairs: str = "pairs.jsonl", endings: int = 4) -> Side:
     """Log-likelihoods of all endings. Units are endings; parity is which ending of each row is the likeliest."""
     loaded = load(str(folder / "base"), dtype=DTYPES[dtype])
+    loaded.model.to(DEVICE)
     asked = Continuing(loaded.model, codec_of(loaded), context_of(loaded.model))
     given = [(row["context"], row["continuation"]) for row in read(folder / pairs)]
     for number in count():

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from bench.shared import DEVICE
+
 PLAIN: Mapping[str, Any] = {
     "max_steps": 1 << 16, "learning_rate": 2e-4, "lr_scheduler_type": "constant", "weight_decay": 0.0, "seed": 0,
-    "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "bf16": False,
+    "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": DEVICE == "cpu", "bf16": False,
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class Rule(nn.Module):
         """The rewards of the last NEW ids of each row, at all of its places."""
         rows = zip(input_ids[:, -NEW:], attention_mask[:, -NEW:].bool(), strict=True)
         texts = [self.tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in rows]
-        found = torch.tensor([reward_of(text) for text in texts])
+        found = torch.tensor([reward_of(text) for text in texts], device=input_ids.device)
         return SimpleNamespace(hidden_states=[found[:, None, None].expand(*input_ids.shape, 1)])
 
     def score(self, hidden: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _given(written: list[list[int]]) -> Any:
     """What stands for sampling once: these completions, and what the policy thinks of them."""
 
     def answered(model: Any, queries: Tensor, _size: int, pad: int, _how: Any) -> tuple[Tensor, Tensor]:
-        answers = torch.tensor([ids + [pad] * (NEW - len(ids)) for ids in written])
+        answers = torch.tensor([ids + [pad] * (NEW - len(ids)) for ids in written], device=queries.device)
         whole = torch.cat([queries, answers], 1)
         return whole, ppo_trainer.forward(model, whole, pad).logits[:, queries.shape[1] - 1 : -1]
 

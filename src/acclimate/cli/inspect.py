@@ -225,6 +225,7 @@ def show_environment(as_json: bool) -> None:
         "cpu_gflops_bfloat16": round(rate(torch.bfloat16) / 1e9),
         "decoding_products": kernels.describe(),
         "packed_attention": flash.describe(),
+        **_on_cuda(),
         "cache": str(cache()),
         **{name: _version(name) for name in LIBRARIES},
     }
@@ -233,6 +234,23 @@ def show_environment(as_json: bool) -> None:
         return
     for name, value in table.items():
         print(f"{name:<20} {value}")
+
+
+def _on_cuda() -> dict[str, str]:
+    """What was decided for a GPU; nothing where there is none."""
+    import torch
+
+    from acclimate.methods import grouped
+    from acclimate.models import compiled, graphs, varlen
+
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "cuda_attention": varlen.describe(),
+        "cuda_norms_and_gates": compiled.describe(),
+        "cuda_adapters": grouped.describe(),
+        "cuda_decoding": graphs.describe(),
+    }
 
 
 def _version(name: str) -> str:

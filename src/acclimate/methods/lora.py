@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from acclimate.errors import RecipeError
 from acclimate.methods.delta import Delta, add_to_weight, attach
+from acclimate.methods.grouped import Factors
 from acclimate.methods.targets import find, width
 
 
@@ -51,8 +52,10 @@ class LowRank(Delta):
         low = nn.functional.linear(self.dropout(x), self.a.to(x.dtype))
         return y + nn.functional.linear(low, self.b.to(x.dtype)) * self.scale
 
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.a, self.scale * self.b
+    def factors(self) -> Factors | None:
+        """As they are where nothing is dropped and no subclass makes something else of them."""
+        dropping = self.training and self.dropout.p > 0
+        return None if dropping or type(self).forward is not LowRank.forward else (self.a, self.scale * self.b)
 
     def fold(self, module: nn.Module) -> None:
         add_to_weight(module, self.scale * self.b @ self.a)

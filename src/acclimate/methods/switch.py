@@ -1,6 +1,6 @@
 """A change that rides on a module, and the switch that picks which change of a module answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from acclimate.errors import ModelError
+from acclimate.methods import grouped
 
 
 def first_input(args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
@@ -59,8 +60,8 @@ class Delta(nn.Module):
         """(…, d_in), (…, d_out) → (…, d_out). Computed in the dtype of `x`; parameters are float32 masters."""
         return y
 
-    def low_rank(self) -> tuple[Tensor, Tensor] | None:
-        """(r, d_in), (d_out, r) where the change is their product alone, y + up down x, with dropout off; None elsewhere."""
+    def factors(self) -> grouped.Factors | None:
+        """A (rank, d_in) and B (d_out, rank) where the change is y + B A x and nothing else; None where it is another."""
         return None
 
     def fold(self, module: nn.Module) -> None:
@@ -129,15 +130,18 @@ class Switch(nn.ModuleDict):
         return y
 
     def low_rank(self) -> tuple[Tensor, ...] | None:
-        """What answers, as a product of two factors (`Delta.low_rank`); () where the base does, None for anything else."""
+        """What answers, as the two factors of a product (`Delta.factors`); () where the base does, None for anything else."""
         if not isinstance(self.active, str | None):
             return None
         active = links(self[self.active]) if self.active is not None and self.active in self else []
         if not active:
             return ()
-        return active[0].low_rank() if len(active) == 1 and active[0].tap is None else None
+        return active[0].factors() if len(active) == 1 and active[0].tap is None else None
 
     def _mixed(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
+        factors = self._factors(choice) if grouped.serves(x, y) else ()
+        if factors:
+            return grouped.changed(x, y, _rows(choice.index, y), factors)
         if choice.index.shape == y.shape[: choice.index.ndim] and len(choice.runs) <= 2 * len(choice.names) + 1:
             return self._in_runs(choice, x, y)
         index = _rows(choice.index, y)
@@ -147,6 +151,13 @@ class Switch(nn.ModuleDict):
                 for delta in links(self[name]):
                     y = y.index_put((rows,), delta(_seen(delta, x, y)[rows], y[rows]))
         return y
+
+    def _factors(self, choice: PerRow) -> Sequence[grouped.Factors]:
+        """Of every name; nothing where one of them is missing here or changes more than a product can."""
+        each = [links(self[name]) if name in self else [] for name in choice.names]
+        found = [deltas[0].factors() for deltas in each if len(deltas) == 1 and deltas[0].tap is None]
+        known = [factors for factors in found if factors is not None]
+        return known if len(known) == len(choice.names) else ()
 
     def _in_runs(self, choice: PerRow, x: Tensor, y: Tensor) -> Tensor:
         """As `_mixed`, where neighbours have the same adapter: views are changed and put together once."""

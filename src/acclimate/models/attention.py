@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from acclimate.models import flash, step
+from acclimate.models import flash, step, varlen
 from acclimate.tokens.tree import Piece
 
 NAME = "acclimate"
@@ -27,8 +27,8 @@ def by_document(
     """query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) → (1, tokens, heads, d).
 
     With `document_pieces` among what the model passes on, each piece of the stream sees itself and those that it follows,
-    its parent and that one's, in bfloat16 by compiled kernels where they can (`flash`). Without, this is plain SDPA, or a
-    decoding step's own (`step`).
+    its parent and that one's, in bfloat16 by compiled kernels where they can (`flash`; `varlen` on CUDA). Without, this is
+    plain SDPA, or a decoding step's own (`step`).
     """
     pieces: tuple[Piece, ...] | None = given.pop("document_pieces", None)
     if pieces is None and not _more(given) and step.serves(query, key, value, attention_mask):
@@ -42,8 +42,9 @@ def by_document(
     if not causal and any(piece.parent >= 0 for piece in pieces):
         raise ValueError("what documents begin with can be read once only where nothing sees what follows")
     query, key, value = _mixed(query), _mixed(key), _mixed(value)
-    if _plain(given, query.shape[2]) and flash.serves(query, key, value):
-        return flash.attend(query, key, value, pieces, causal, _scale(given, query)), None
+    for fast in (flash, varlen) if _plain(given, query.shape[2]) else ():
+        if fast.serves(query, key, value):
+            return fast.attend(query, key, value, pieces, causal, _scale(given, query)), None
     outputs: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []  # keys and values of each piece, behind those that it follows
     cut = (torch.split(x, [piece.length for piece in pieces], dim=2) for x in (query, key, value))

@@ -8,13 +8,14 @@ id, so a pad that equals a terminator, or a terminator inside a prompt, changes 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError
-from acclimate.models import layers
+from acclimate.models import graphs, layers
 from acclimate.models.gated import by_token
 from acclimate.models.kernels import products, using
 from acclimate.models.logits import highest
@@ -95,7 +96,12 @@ def extend(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
     grown = past.mask
     if past.encoded is None:
         grown = torch.cat([past.mask, past.mask.new_ones(len(ids), 1)], dim=1)
-    return _forward(model, ids[:, None], replace(past, mask=grown))
+    past = replace(past, mask=grown)
+    plain = partial(_forward, model, ids[:, None], past)
+    if not graphs.serves(ids, past):
+        return plain()
+    logits, past = graphs.extend(model, ids, past, partial(_answer, model, past.reader), plain)
+    return checked(model, logits), past
 
 
 def select(past: Past, rows: Sequence[int]) -> Past:
@@ -147,6 +153,11 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
         output = model(**inputs)
     wide, cache = checked(model, output.logits[:, -1]), output[past.reader.memory]
     return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
+
+
+def _answer(model: nn.Module, known: Reader, inputs: Mapping[str, Any]) -> Any:
+    with still(known.modules), using(known.quick), torch.no_grad():
+        return model(**inputs)
 
 
 def checked(model: nn.Module, logits: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ _known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 def plan(model: nn.Module) -> Plan | None:
     """For steps of a model as it is now, with the adapter that answers; None where it has to be read layer by layer."""
-    made = _made(model)
-    if made is not None and model not in _known:
-        with evaluating(model):
+    with evaluating(model):
+        made = _made(model)
+        if made is not None and model not in _known:
             _known[model] = _agrees(model, made)
     return made if made is not None and _known[model] else None
 

@@ -1,7 +1,7 @@
 """What a decoder does to every token by itself, compiled on the machine that uses it (rows.cpp): norms and gates.
 
 PyTorch passes over the numbers once for every sign in the formula; here they are read once and written once. Norms whose
-weight stands still have no gradient of it.
+weight stands still have no gradient of it. On CUDA the same functions are PyTorch's to compile (`compiled`).
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from acclimate.models import kernels
+from acclimate.models import compiled, kernels
 
 WIDTH = 16  # of which the numbers of a token have to be a multiple
 ARGUMENTS = {"norm": (4, 2, True), "norm_back": (5, 2, False), "gate": (3, 1, False), "gate_back": (5, 1, False)}
@@ -34,7 +34,9 @@ def _function(name: str, dtype: torch.dtype) -> Any:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the kernels can: on the CPU, of one dtype that they know, as they lie."""
+    """Whether the kernels can: of one dtype that they know, as they lie."""
+    if tensors[0].is_cuda:
+        return compiled.serves(*tensors)
     dtype, width = tensors[0].dtype, tensors[0].shape[-1]
     alike = all(x.is_cpu and x.dtype == dtype and x.is_contiguous() and x.shape[-1] == width for x in tensors)
     return alike and width % WIDTH == 0 and _function("gate", dtype) is not None
@@ -43,7 +45,7 @@ def serves(*tensors: Tensor) -> bool:
 def norms(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """A forward for each root-mean-square norm that the kernels may serve."""
     found = {module: _forward(module) for module in modules if _is_norm(module)}
-    return found if _function("norm", torch.float32) is not None else {}
+    return found if compiled.offered() or _function("norm", torch.float32) is not None else {}
 
 
 def _is_norm(module: Any) -> bool:
@@ -79,23 +81,40 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """weight · x / √(mean x² + eps) along the last axis."""
-        y, rows = torch.empty_like(x), x.numel() // x.shape[-1]
-        scale = x.new_empty(rows, dtype=torch.float32)
-        _call("norm", x, weight, y, scale, numbers=(rows, x.shape[-1], eps))
+        y, scale = norm(x.view(-1, x.shape[-1]), weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return y
+        return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
         """Of x alone."""
         x, weight, scale = ctx.saved_tensors
-        slope = torch.empty_like(x)
-        _call("norm_back", x, weight, slopes[0].contiguous(), scale, slope, numbers=(len(scale), x.shape[-1]))
-        return slope, None, None
+        return norm_slope(x, weight, slopes[0].contiguous(), scale), None, None
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """weight · x / √(mean x² + eps) of rows (rows, d), and the factor of each row in float32."""
+    if x.is_cuda:
+        return compiled.run("norm", x, weight, eps)  # type: ignore[no-any-return]
+    y, scale = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
+    _call("norm", x, weight, y, scale, numbers=(*x.shape, eps))
+    return y, scale
+
+
+def norm_slope(x: Tensor, weight: Tensor, slope: Tensor, scale: Tensor) -> Tensor:
+    """The slope of x, in any shape that ends in d."""
+    if x.is_cuda:
+        flat = (part.view(-1, x.shape[-1]) for part in (x, slope))
+        return compiled.run("norm_back", *flat, weight, scale).view(x.shape)  # type: ignore[no-any-return]
+    found = torch.empty_like(x)
+    _call("norm_back", x, weight, slope, scale, found, numbers=(len(scale), x.shape[-1]))
+    return found
 
 
 def gate(x: Tensor, up: Tensor) -> Tensor:
     """SiLU(x) · up; SiLU is rounded before it meets up, as models have it."""
+    if x.is_cuda:
+        return compiled.run("gate", x.view(-1), up.view(-1)).view(x.shape)  # type: ignore[no-any-return]
     y = torch.empty_like(x)
     _call("gate", x, up, y, numbers=(x.numel(),))
     return y
@@ -103,6 +122,9 @@ def gate(x: Tensor, up: Tensor) -> Tensor:
 
 def gate_slopes(x: Tensor, up: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """The slopes of x and of up."""
+    if x.is_cuda:
+        first, second = compiled.run("gate_back", *(part.reshape(-1) for part in (x, up, slope)))
+        return first.view(x.shape), second.view(x.shape)
     first, second = torch.empty_like(x), torch.empty_like(x)
     _call("gate_back", x, up, slope.contiguous(), first, second, numbers=(x.numel(),))
     return first, second
