@@ -30,7 +30,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "flash", "step", "rows", "layers", "logits")
 )
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "products", "rows", "step"))
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tiles", "products", "rows", "step"))
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)

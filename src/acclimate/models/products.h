@@ -3,14 +3,11 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
-#if defined(__AMX_BF16__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
+#include "tiles.h"
 #include "vectors.h"
 
 typedef uint32_t Words __attribute__((vector_size(4 * L), aligned(2), may_alias));
@@ -133,38 +130,7 @@ static void share(long n, long each, int t, int threads, long& first, long& last
   first = low < n ? low : n, last = high < n ? high : n;
 }
 
-#if defined(__AMX_BF16__) && defined(__linux__)
-#define TILES 1
-constexpr long TILE = 16, DEPTH = 32;  // rows of a tile, and bfloat16 numbers of a row
-
-static bool tiles_allowed() {  // Linux gives a process the tiles when it asks for them
-  static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-  return allowed;
-}
-
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start = 0, unused[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-static void tiles_on() {
-  static const TileShapes shapes;
-  _tile_loadconfig(&shapes);
-}
-
-// 16 rows of 16 words, turned over: four times, rows i and i + 8 become rows 2i and 2i + 1 with their words in turns.
-static void turned(Floats (&v)[16]) {
-  for (int turn = 0; turn < 4; turn++) {
-    Floats next[16];
-    for (int i = 0; i < 8; i++) {
-      next[2 * i] = __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-    memcpy(v, next, sizeof next);
-  }
-}
-
+#if defined(TILES)
 // Numbers that `packed` needs for m rows of k.
 static long packed_size(long m, long k) { return (m + TILE - 1) / TILE * TILE * k; }
 
@@ -172,8 +138,8 @@ static long packed_size(long m, long k) { return (m + TILE - 1) / TILE * TILE * 
 static void pack(const uint16_t* x, uint16_t* out, long m, long k, long first, long last) {
   for (long r = 0; r < m; r += TILE, out += TILE * k)
     for (long c = first; c < last; c += DEPTH) {
-      Floats v[16] = {};
-      for (long i = 0; i < TILE && r + i < m; i++) memcpy(&v[i], x + (r + i) * k + c, sizeof v[i]);
+      __m512i v[16] = {};
+      for (long i = 0; i < TILE && r + i < m; i++) v[i] = _mm512_loadu_si512(x + (r + i) * k + c);
       turned(v);
       memcpy(out + c * TILE, v, sizeof v);
     }
@@ -181,10 +147,11 @@ static void pack(const uint16_t* x, uint16_t* out, long m, long k, long first, l
 
 // What stands in a tile, 16 weights of up to 16 rows, into its place in y, and b beside it.
 static void unpack(const float* sums, const float* b, float* y, long rows, long n) {
-  Floats v[16], offset = b ? *(const Floats*)b : Floats{};
+  __m512i v[16];
   memcpy(v, sums, sizeof v);
   turned(v);
-  for (long r = 0; r < rows; r++) put(v[r] + offset, y + r * n);
+  const Floats offset = b ? part(b) : Floats{};
+  for (long r = 0; r < rows; r++) put((Floats)v[r] + offset, y + r * n);
 }
 
 // 32 weights and 32 rows at a time; x as `pack` has it; y from row to row: wide. Between `tiles_on` and `_tile_release`.

@@ -11,5 +11,5 @@ static Floats rounded(Floats x, const uint16_t*) {
 
 static Floats logistic(Floats x) {
   Floats negative = power((x < 0 ? x : -x) * 1.44269504f);  // e^−|x|
-  return (x < 0 ? negative : Floats{} + 1) / (1 + negative);
+  return (x < 0 ? negative : Floats{} + 1) * inverse(1 + negative);
 }
