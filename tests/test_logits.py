@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from acclimate.models import kernels, logits
+from acclimate.methods import LoRA
+from acclimate.methods.delta import adapt
+from acclimate.models import frozen_head, kernels, logits, logprobs
+from acclimate.models.collate import collate
+from acclimate.tokens.codec import Encoded
+from tests import tiny
 
 pytestmark = pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
 SIZES = (logits.LEAST, 1031, 1500, 49152)
@@ -77,3 +82,45 @@ def test_pytorch_answers_where_the_kernels_do_not(how, asked):
     assert torch.equal(logits.logsumexp(x), x.logsumexp(-1))
     assert logits.drawn(x, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).shape == (3,)
     assert asked == []
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("vocab", SIZES)
+def test_a_survey_says_what_log_softmax_says(vocab, dtype, temperature, shares):
+    x, targets = some(17, vocab).to(dtype), torch.arange(17) * 3 % vocab
+    x[3, 9] = -math.inf
+    assert logits.surveys(x, targets)
+    chosen, entropy, every = logits.survey(x, targets, temperature, shares)
+    exact = (x.double() / temperature).log_softmax(-1)
+    torch.testing.assert_close(chosen.double(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-5)
+    summed = -(exact.exp() * exact.clamp(min=-1e6)).sum(-1)
+    torch.testing.assert_close(entropy.double(), summed, rtol=1e-5, atol=1e-5)
+    if shares:
+        wanted = exact.exp().scatter_add(1, targets[:, None], -torch.ones(17, 1, dtype=torch.float64))
+        torch.testing.assert_close(every.double(), wanted, rtol=0, atol=2e-6 if dtype == torch.float32 else 2.5e-3)
+    assert (every is not None) == shares
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_survey_of_what_is_no_number_shows(value):
+    x = some(3, 2048)
+    x[1, 5] = value
+    chosen, entropy, _ = logits.survey(x, torch.tensor([1, 2, 3]), 1.0, True)
+    assert chosen.isfinite().tolist() == [True, False, True]
+    assert entropy.isfinite().tolist() == [True, False, True]
+
+
+def test_a_head_that_stands_still_asks_the_kernel_in_training_and_in_scoring(monkeypatch):
+    seen: list[tuple[int, bool]] = []
+    plain = logits.survey
+    for module in (frozen_head, logprobs):
+        monkeypatch.setattr(module, "survey", lambda x, *rest: (seen.append((len(x), rest[2])), plain(x, *rest))[1])
+    model = adapt(tiny.llama(vocab=logits.LEAST), LoRA(2))
+    rows = [Encoded(tuple(range(3, 12)), (False,) * 4 + (True,) * 5)]
+    batch = collate(model, rows, 2)
+    logprobs.logprobs(model, batch).sum().backward()
+    with torch.no_grad():
+        logprobs.logprobs(model, batch)
+    assert seen == [(5, True), (5, False)]

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from acclimate.models.logits import survey, surveys
+
 Numbers = Float[Tensor, " n"]
 
 
@@ -28,8 +30,18 @@ def formed(
 
 def said(
     logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], temperature: float = 1.0
+) -> tuple[Numbers, Numbers]:
+    """(n, vocab), (n,) → log-probability of the targets and entropy of the choice, in at least float32."""
+    found = (
+        survey(logits, targets, temperature, False) if surveys(logits, targets) else _said(logits, targets, temperature)
+    )
+    return found[0], found[1]
+
+
+def _said(
+    logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], temperature: float
 ) -> tuple[Numbers, Numbers, Float[Tensor, "n vocab"]]:
-    """(n, vocab), (n,) → log-probability of the targets, entropy, and all log-probabilities, in at least float32."""
+    """As `said`, and all log-probabilities."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     logs = wide - wide.logsumexp(-1, keepdim=True)
     return logs.gather(-1, targets[:, None]).squeeze(-1), -(logs.exp() * logs).sum(-1), logs
@@ -42,8 +54,12 @@ class _Formed(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """What `said` finds of the logits, and for the way back one vector of each token's."""
         logits = nn.functional.linear(hidden, weight, bias)
-        chosen, entropy, logs = said(logits, targets, temperature)
-        shares = logs.exp_().scatter_add_(-1, targets[:, None], chosen.new_full((len(targets), 1), -1.0))
+        if surveys(logits, targets):
+            chosen, entropy, shares = survey(logits, targets, temperature, True)
+            assert shares is not None
+        else:
+            chosen, entropy, logs = _said(logits, targets, temperature)
+            shares = logs.exp_().scatter_add_(-1, targets[:, None], chosen.new_full((len(targets), 1), -1.0))
         ctx.save_for_backward((shares.to(logits.dtype) @ weight).to(hidden.dtype) / -temperature)
         ctx.mark_non_differentiable(entropy)
         return chosen, entropy

@@ -5,7 +5,7 @@ from the first. A fifth of all that a decoder holds of a token, for one activati
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +28,11 @@ def lean(model: nn.Module) -> Iterator[None]:
     """
     with using(by_token(model.modules())):
         yield
+
+
+def quick(model: nn.Module) -> AbstractContextManager[None]:
+    """As `lean` where there is no way back, which norms and gates are computed for; nothing where there is one."""
+    return nullcontext() if torch.is_grad_enabled() else lean(model)
 
 
 def by_token(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:

@@ -1,4 +1,5 @@
-// What is asked of the logits of a step, (rows, n) float32: the highest, the logarithm of what they add up to, and a draw.
+// What is asked of logits, (rows, n): the highest, the logarithm of what they add up to, a draw; and what training wants of them.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -93,4 +94,82 @@ extern "C" void drawn_from(const float* x, const double* draws, long* places, lo
     }
     places[r] = place;
   }
+}
+
+static float one(float x) { return x; }
+static float one(uint16_t x) {
+  const uint32_t word = uint32_t(x) << 16;
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+static void put_one(float x, float* y) { *y = x; }
+static void put_one(float x, uint16_t* y) {
+  uint16_t each[L];
+  put(Floats{} + x, each);
+  *y = each[0];
+}
+
+// Of logits / temperature: the logarithm of the target's share, the entropy in nats and, unless null, all shares less 1 at the target.
+template <class X>
+static void judged(
+    const X* x, const long* targets, float temperature, float* chosen, float* entropy, X* shares, long rows, long n, int threads) {
+  const float by = 1 / temperature;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long r = 0; r < rows; r++) {
+    static thread_local std::vector<float> room;
+    if (long(room.size()) < n) room.resize(n);
+    const X* row = x + r * n;
+    const long even = n / L * L;
+    Floats high = Floats{} - __builtin_inff();
+    for (long i = 0; i < even; i += L) high = part(row + i) > high ? part(row + i) : high;
+    float most = -__builtin_inff();
+    for (int l = 0; l < L; l++) most = high[l] > most ? high[l] : most;
+    for (long i = even; i < n; i++) most = one(row[i]) > most ? one(row[i]) : most;
+    double sum = 0, meant = 0;
+    const auto add = [&](Floats logit, float* to, int count) {  // below −80 nothing adds up to anything
+      Floats at = (logit - most) * by;
+      at = at < -80 ? Floats{} - 80 : at;
+      Floats each = power(at * 1.44269504f);
+      for (int l = count; l < L; l++) each[l] = 0;
+      put(each, to);
+      return each;
+    };
+    for (long i = 0; i < even;) {
+      Floats some = {}, more = {};
+      for (const long end = std::min(even, i + 256 * L); i < end; i += L) {
+        const Floats each = add(part(row + i), &room[i], L);
+        some += each;
+        more += each * ((part(row + i) - most) * by < -80 ? Floats{} - 80 : (part(row + i) - most) * by);
+      }
+      sum += total(some), meant += total(more);
+    }
+    for (long i = even; i < n; i++) {
+      float each[L];
+      sum += add(Floats{} + one(row[i]), each, 1)[0];
+      meant += each[0] * std::fmax((one(row[i]) - most) * by, -80.0f);
+      room[i] = each[0];
+    }
+    const double log = std::log(sum);
+    chosen[r] = (one(row[targets[r]]) - most) * by - log;
+    entropy[r] = log - meant / sum;
+    if (!shares) continue;
+    const float each = 1 / sum;
+    X* to = shares + r * n;
+    for (long i = 0; i < even; i += L) put(part(&room[i]) * each, to + i);
+    for (long i = even; i < n; i++) put_one(room[i] * each, to + i);
+    put_one(room[targets[r]] * each - 1, to + targets[r]);
+  }
+}
+
+extern "C" void judged_float32(
+    const float* x, const long* targets, float* chosen, float* entropy, float* shares, float temperature, long rows, long n,
+    int threads) {
+  judged(x, targets, temperature, chosen, entropy, shares, rows, n, threads);
+}
+
+extern "C" void judged_bfloat16(
+    const uint16_t* x, const long* targets, float* chosen, float* entropy, uint16_t* shares, float temperature, long rows, long n,
+    int threads) {
+  judged(x, targets, temperature, chosen, entropy, shares, rows, n, threads);
 }

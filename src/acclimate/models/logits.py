@@ -65,6 +65,40 @@ def drawn(logits: Float[Tensor, "rows vocab"], draws: Float[Tensor, " rows"]) ->
     return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
 
 
+def surveys(logits: Tensor, targets: Tensor) -> bool:
+    """Whether `survey` can be asked of these, which need no way back."""
+    alike = logits.is_cpu and logits.dtype in kernels.DTYPES and logits.ndim == 2 and logits.is_contiguous()
+    plain = not (logits.requires_grad and torch.is_grad_enabled()) and targets.dtype == torch.long
+    return alike and plain and logits.shape[1] >= LEAST and _judge(logits.dtype) is not None
+
+
+@cache
+def _judge(dtype: torch.dtype) -> Any:
+    library = kernels.library()
+    if isinstance(library, str):
+        return None
+    found = library.judged_float32 if dtype == torch.float32 else library.judged_bfloat16
+    found.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_float, ctypes.c_long, ctypes.c_long, ctypes.c_int]
+    found.restype = None
+    return found
+
+
+def survey(
+    logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], temperature: float, shares: bool
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n vocab"] | None]:
+    """Of logits / temperature: log-probability of each target, entropy in nats, in float32; and, where asked, every
+    probability less 1 at the target, in the dtype of the logits."""
+    chosen, entropy = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
+    every = torch.empty_like(logits) if shares else None
+    if kernels.content(logits):
+        given, wanted = (each.data_ptr() for each in (logits, targets.contiguous()))
+        _judge(logits.dtype)(
+            given, wanted, chosen.data_ptr(), entropy.data_ptr(), None if every is None else every.data_ptr(),
+            temperature, *logits.shape, torch.get_num_threads(),
+        )  # fmt: skip
+    return chosen, entropy, every
+
+
 def _call(name: str, *tensors: Tensor) -> None:
     rows, vocab = tensors[0].shape
     _function(name)(*(each.data_ptr() for each in tensors), rows, vocab, torch.get_num_threads())

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from acclimate.models.frozen_head import formed, stands_still
+from acclimate.models.gated import quick
+from acclimate.models.logits import survey, surveys
 from acclimate.models.outline import head_of, is_encoder_decoder, outline, trunk_of
 from acclimate.tokens.batch import Batch
 
@@ -47,7 +49,8 @@ def hidden_at(model: nn.Module, batch: Batch) -> Float[Tensor, "n d"]:
     """(n, d): the trunk's last hidden states at `batch.predict`, or what the batch knows of them already."""
     if batch.hidden is not None:
         return batch.hidden
-    states: Tensor = trunk_of(model)(**inputs(model, batch)).last_hidden_state
+    with quick(model):
+        states: Tensor = trunk_of(model)(**inputs(model, batch)).last_hidden_state
     return states.flatten(0, 1)[batch.predict]
 
 
@@ -66,6 +69,8 @@ def _piece(head: nn.Module, hidden: Float[Tensor, "n d"], targets: Int[Tensor, "
 
 def _gather(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """(n, vocab), (n,) → (n,): log softmax at the target, in at least float32."""
+    if surveys(logits, targets):
+        return survey(logits, targets, 1.0, False)[0]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return wide.gather(-1, targets[:, None]).squeeze(-1) - wide.logsumexp(-1)
 

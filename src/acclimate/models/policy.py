@@ -86,7 +86,7 @@ def refuse(model: nn.Module) -> None:
 
 def _piece(head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, spread: bool) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
-        return said(head(hidden), targets, temperature)[:2]
+        return said(head(hidden), targets, temperature)
     if not spread and stands_still(head):
         return formed(cast(nn.Linear, head), hidden, targets, temperature)
-    return checkpoint(lambda h: said(head(h), targets, temperature)[:2], hidden, use_reentrant=False)  # type: ignore[no-any-return]
+    return checkpoint(lambda h: said(head(h), targets, temperature), hidden, use_reentrant=False)  # type: ignore[no-any-return]
