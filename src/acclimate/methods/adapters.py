@@ -26,9 +26,12 @@ class Houlsby:
 
     bottleneck: int = 64  # m, the width inside an adapter
 
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
+        check_bottleneck("houlsby", self.bottleneck)
+
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach two adapters to every layer, and a change to every norm. Raises RecipeError or ModelError."""
-        check_bottleneck("houlsby", self.bottleneck)
         for _, last in (*attentions(model), *feed_forwards(model)):
             attach(last, Adapter(width(last).d_out, self.bottleneck, nn.functional.gelu), name)
         for norm in norms(model):
@@ -46,9 +49,12 @@ class Pfeiffer:
 
     bottleneck: int = 64  # m, the width inside an adapter
 
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
+        check_bottleneck("pfeiffer", self.bottleneck)
+
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach one adapter to every layer. Raises RecipeError or ModelError where that cannot be."""
-        check_bottleneck("pfeiffer", self.bottleneck)
         for _, last in feed_forwards(model):
             attach(last, Adapter(width(last).d_out, self.bottleneck, nn.functional.relu), name)
 

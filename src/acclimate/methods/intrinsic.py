@@ -25,10 +25,13 @@ class DID:
     projection: int = 0  # the seed of P, which the artifact holds in its place
     targets: tuple[str, ...] = ("linear",)
 
-    def install(self, model: nn.Module, name: str = "default") -> None:
-        """Attach one `Slice` of P(θ) to every target. Raises RecipeError or ModelError where that cannot be."""
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
         if self.dimension < 1:
             raise RecipeError(f"did has dimension {self.dimension}; at least one number has to train.")
+
+    def install(self, model: nn.Module, name: str = "default") -> None:
+        """Attach one `Slice` of P(θ) to every target. Raises RecipeError or ModelError where that cannot be."""
         _install(model, self.targets, torch.zeros(self.dimension, dtype=torch.float32), self.projection, {}, name)
 
 

@@ -26,13 +26,16 @@ class LoRA:
     dropout: float = 0.0  # on the input of A, while training
     targets: tuple[str, ...] = ("query", "value")
 
-    def install(self, model: nn.Module, name: str = "default") -> None:
-        """Attach one `LowRank` to every target. Raises RecipeError or ModelError where that cannot be."""
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise RecipeError(
                 f"lora has rank {self.rank} and dropout {self.dropout}; the rank is at least 1, "
                 "the dropout at least 0 and below 1."
             )
+
+    def install(self, model: nn.Module, name: str = "default") -> None:
+        """Attach one `LowRank` to every target. Raises RecipeError or ModelError where that cannot be."""
         for linear in find(model, self.targets).values():
             attach(linear, LowRank(width(linear).d_in, width(linear).d_out, self), name)
 

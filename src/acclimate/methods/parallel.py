@@ -21,9 +21,12 @@ class Parallel:
 
     bottleneck: int = 64  # m, the width inside an adapter
 
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
+        check_bottleneck("parallel", self.bottleneck)
+
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach one adapter to every layer. Raises RecipeError or ModelError where that cannot be."""
-        check_bottleneck("parallel", self.bottleneck)
         beside_feed_forwards(model, self.bottleneck, 1.0, name)
 
 
@@ -34,9 +37,12 @@ class ScaledParallel:
     bottleneck: int = 64  # m, the width inside an adapter
     scale: float = 4.0  # s
 
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
+        check_bottleneck("scaled_parallel", self.bottleneck)
+
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach one adapter to every layer. Raises RecipeError or ModelError where that cannot be."""
-        check_bottleneck("scaled_parallel", self.bottleneck)
         beside_feed_forwards(model, self.bottleneck, self.scale, name)
 
 

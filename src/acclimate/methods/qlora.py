@@ -26,6 +26,14 @@ class QLoRA:
     targets: tuple[str, ...] = ("linear",)  # where the adapters go; all linear layers are quantised
     double: bool = True  # quantise the constants too: 4.127 bits a number instead of 4.5
 
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise RecipeError(
+                f"qlora has rank {self.rank} and dropout {self.dropout}; the rank is at least 1, "
+                "the dropout at least 0 and below 1."
+            )
+
     @property
     def plain(self) -> LoRA:
         """The LoRA that this is on the unquantised base."""
@@ -36,11 +44,6 @@ class QLoRA:
 
         Raises RecipeError or ModelError where that cannot be, and then quantises nothing.
         """
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise RecipeError(
-                f"qlora has rank {self.rank} and dropout {self.dropout}; the rank is at least 1, "
-                "the dropout at least 0 and below 1."
-            )
         find(model, self.targets)
         quantise_layers(model, self.double)
         self.plain.install(model, name)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from acclimate.errors import RecipeError
 from acclimate.methods.lora import LoRA
 
 
@@ -19,10 +20,18 @@ class RsLoRA:
     dropout: float = 0.0  # on the input of A, while training
     targets: tuple[str, ...] = ("query", "value")
 
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise RecipeError(
+                f"rslora has rank {self.rank} and dropout {self.dropout}; the rank is at least 1, "
+                "the dropout at least 0 and below 1."
+            )
+
     @property
     def plain(self) -> LoRA:
         """The LoRA that computes the same: its alpha is √rank times as large."""
-        return LoRA(self.rank, self.alpha * max(self.rank, 0) ** 0.5, self.dropout, self.targets)
+        return LoRA(self.rank, self.alpha * self.rank**0.5, self.dropout, self.targets)
 
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach the `LowRank` of LoRA to every target. Raises RecipeError or ModelError where that cannot be."""

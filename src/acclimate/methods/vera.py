@@ -25,10 +25,13 @@ class VeRA:
     seed: int = 0  # of A and B
     targets: tuple[str, ...] = ("query", "value")
 
-    def install(self, model: nn.Module, name: str = "default") -> None:
-        """Attach one `Scaled` to every target. Raises RecipeError or ModelError where that cannot be."""
+    def __post_init__(self) -> None:
+        """RecipeError for numbers that make no sense."""
         if self.rank < 1:
             raise RecipeError(f"vera has rank {self.rank}; it is at least 1.")
+
+    def install(self, model: nn.Module, name: str = "default") -> None:
+        """Attach one `Scaled` to every target. Raises RecipeError or ModelError where that cannot be."""
         linears = find(model, self.targets).values()
         shapes = [width(linear) for linear in linears]
         drawn = projections(self.rank, max(s.d_in for s in shapes), max(s.d_out for s in shapes), self.seed)
