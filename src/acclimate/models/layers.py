@@ -79,6 +79,13 @@ def plan(model: nn.Module) -> Plan | None:
     return made if made is not None and _known[model] else None
 
 
+def describe() -> str:
+    """What was decided for this machine, in a line."""
+    if isinstance(kernels.library(), str):
+        return "layer by layer"
+    return f"all layers in one call where a model is built like Llama, up to {MOST} rows"
+
+
 def serves(plan: Plan, cache: Any, rows: int) -> bool:
     """Whether a step of these rows, with that memory, can be taken."""
     layers = getattr(cache, "layers", ())
