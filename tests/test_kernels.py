@@ -46,7 +46,7 @@ def write(model: nn.Module, sampler: Sampler | Beam, ends: frozenset[int] = froz
 def plainly(monkeypatch: pytest.MonkeyPatch, model: nn.Module, sampler: Sampler | Beam, ends: frozenset[int]) -> list:
     """What the same loop writes with transformers' own cache and PyTorch's own products."""
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "products", lambda modules: {})
+        patch.setattr(cache, "products", lambda modules, otherwise: {})
         for module in (cache, streams):
             patch.setattr(module, "make_room", lambda cache: cache)
         return write(model, sampler, ends)
@@ -142,9 +142,9 @@ def test_what_is_no_plain_layer_of_a_known_dtype_is_left_alone(chosen: list[tupl
 
     taken = nn.Linear(3, 2)
     vars(taken)["forward"] = lambda input: input
-    assert kernels.products([Louder(3, 2), taken, nn.Linear(3, 2).double(), nn.Identity()]) == {}
+    assert kernels.products([Louder(3, 2), taken, nn.Linear(3, 2).double(), nn.Identity()], {}) == {}
     layer, x = nn.Linear(3, 2), torch.randn(9, 3)
-    with kernels.using(kernels.products([layer])), torch.no_grad():
+    with kernels.using(kernels.products([layer], {})), torch.no_grad():
         layer(x.repeat(3, 1))  # too many rows
         layer.weight.data = torch.randn(3, 2).T
         wanted = nn.functional.linear(x[:2], layer.weight, layer.bias)
@@ -168,7 +168,7 @@ def test_without_a_compiler_the_plain_path_stays_and_env_says_so(
     kernels.limit.cache_clear()
     try:
         model = build("llama", torch.float32)
-        assert kernels.products(model.modules()) == {}
+        assert kernels.products(model.modules(), {}) == {}
         assert len(write(model, Greedy())) == len(PROMPTS)
         show_environment(as_json=False)
         said = {"absent": "no-such-compiler is not installed", "failing": "false does not build them"}[broken]

@@ -91,6 +91,7 @@ def test_pytorch_answers_where_the_kernels_do_not(how, asked):
 def test_a_survey_says_what_log_softmax_says(vocab, dtype, temperature, shares):
     x, targets = some(17, vocab).to(dtype), torch.arange(17) * 3 % vocab
     x[3, 9] = -math.inf
+    targets = torch.stack([targets, targets + vocab], dim=1).unbind(1)[0]  # as batches have them: not side by side
     assert logits.surveys(x, targets)
     chosen, entropy, every = logits.survey(x, targets, temperature, shares)
     exact = (x.double() / temperature).log_softmax(-1)

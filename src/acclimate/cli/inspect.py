@@ -211,7 +211,7 @@ def show_environment(as_json: bool) -> None:
     import torch
 
     from acclimate.data.sources import cache
-    from acclimate.models import flash, kernels, layers
+    from acclimate.models import flash, kernels, layers, matrices
     from acclimate.models.precision import choose, device, rate
 
     table = {
@@ -225,6 +225,7 @@ def show_environment(as_json: bool) -> None:
         "cpu_gflops_bfloat16": round(rate(torch.bfloat16) / 1e9),
         "decoding_products": kernels.describe(),
         "decoding_steps": layers.describe(),
+        "products": matrices.describe(),
         "packed_attention": flash.describe(),
         **_on_cuda(),
         "cache": str(cache()),

@@ -130,7 +130,8 @@ def padded(prompts: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tens
 def reader(model: nn.Module) -> Reader:
     """What a step asks of this model."""
     modules, accepted = tuple(model.modules()), frozenset(inspect.signature(model.forward).parameters)
-    return Reader(accepted, memory_name(model), modules, {**by_token(modules), **products(modules)}, layers.plan(model))
+    quick = by_token(modules)
+    return Reader(accepted, memory_name(model), modules, {**quick, **products(modules, quick)}, layers.plan(model))
 
 
 def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:

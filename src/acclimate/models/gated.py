@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from acclimate.models import rows
+from acclimate.models import matrices, rows
 from acclimate.models.kernels import using
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -36,9 +36,10 @@ def quick(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def by_token(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """A forward for every gated layer and every norm among them."""
+    """A forward for every gated layer, every norm and, where the machine has better ones, every product among them."""
     found = tuple(modules)
-    return {**{module: _forward(module) for module in found if _gated(module)}, **rows.norms(found)}
+    gates = {module: _forward(module) for module in found if _gated(module)}
+    return {**gates, **rows.norms(found), **matrices.products(found)}
 
 
 def _gated(module: Any) -> bool:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +28,8 @@ from acclimate.data import sources
 COMPILER = "g++"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 SOURCES = tuple(
-    Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "flash", "step", "rows", "layers", "logits")
+    Path(__file__).with_name(f"{name}.cpp")
+    for name in ("kernels", "flash", "step", "rows", "layers", "logits", "matrices")
 )
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tiles", "products", "rows", "step"))
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
@@ -171,13 +172,17 @@ def describe() -> str:
     return ", ".join(f"{name} {said.get(most, f'compiled up to {most} rows')}" for name, most in kinds)
 
 
-def products(modules: Iterable[nn.Module]) -> dict[nn.Module, Product]:
-    """A forward for each plain linear layer on the CPU that the kernels may serve; empty where they serve none."""
+def products(modules: Iterable[nn.Module], otherwise: Mapping[nn.Module, Product]) -> dict[nn.Module, Product]:
+    """A forward for each plain linear layer on the CPU that the kernels may serve; empty where they serve none.
+
+    otherwise: forwards for more rows than they do; the layer's own where there is none.
+    """
     plain = [m for m in modules if type(m) is nn.Linear and "forward" not in vars(m) and m.weight.is_cpu]
-    return {module: _forward(module) for module in plain if limit(module.weight.dtype)}
+    own = {module: otherwise.get(module, partial(nn.Linear.forward, module)) for module in plain}
+    return {module: _forward(module, own[module]) for module in plain if limit(module.weight.dtype)}
 
 
-def _forward(module: nn.Linear) -> Product:
+def _forward(module: nn.Linear, otherwise: Product) -> Product:
     most = limit(module.weight.dtype)
 
     def forward(input: Tensor) -> Tensor:
@@ -185,7 +190,7 @@ def _forward(module: nn.Linear) -> Product:
         few = input.numel() <= most * weight.shape[1]
         if few and all(part is None or _plain(part, weight.dtype) for part in (input, weight, bias)):
             return product(input, weight, bias)
-        return nn.Linear.forward(module, input)
+        return otherwise(input)
 
     return forward
 

@@ -91,9 +91,9 @@ def survey(
     chosen, entropy = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
     every = torch.empty_like(logits) if shares else None
     if kernels.content(logits):
-        given, wanted = (each.data_ptr() for each in (logits, targets.contiguous()))
+        wanted = targets.contiguous()  # which has to live until the kernel has read it
         _judge(logits.dtype)(
-            given, wanted, chosen.data_ptr(), entropy.data_ptr(), None if every is None else every.data_ptr(),
+            *(each.data_ptr() for each in (logits, wanted, chosen, entropy)), None if every is None else every.data_ptr(),
             temperature, *logits.shape, torch.get_num_threads(),
         )  # fmt: skip
     return chosen, entropy, every

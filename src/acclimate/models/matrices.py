@@ -1,0 +1,138 @@
+"""Products of many rows with weights that stand still, in bfloat16, compiled on the machine that uses them (matrices.cpp).
+
+For processors with tiles (AMX), and there for weights as narrow as a trial finds worth it: of some shapes PyTorch's library
+leaves all rows to one thread.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acclimate.models import kernels
+
+LEAST, STEP = 128, 32  # rows; of which both sides of the weights have to be a multiple
+PROBED = (192, 576, 1536)  # columns
+WORTH = 1.1  # times as fast that the kernel must be to be chosen
+
+
+@cache
+def _function() -> Any:
+    """The kernel, where the processor has tiles and a compiler is at hand."""
+    library = kernels.library()
+    if isinstance(library, str) or not library.matrices_there():
+        return None
+    found = library.matrices
+    found.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_int, ctypes.c_int]
+    found.restype = None
+    return found
+
+
+@cache
+def limit() -> int:
+    """The most columns of a product that this machine is asked for here; 0 for none.
+
+    Tried once a machine and kept beside the library, so that a run that goes on computes the same bits.
+    """
+    library = kernels.library()
+    if isinstance(library, str) or _function() is None:
+        return 0
+    kept = Path(library._name).with_suffix(".matrices")
+    try:
+        if not kept.is_file():
+            with TemporaryDirectory(dir=kept.parent) as folder, suppress(FileExistsError):
+                made = Path(folder) / kept.name
+                made.write_text(str(_tried()), encoding="utf-8")
+                os.link(made, kept)
+        return int(kept.read_text(encoding="utf-8"))
+    except OSError:
+        return 0
+
+
+def _tried() -> int:
+    """In a fifth of a second, with all threads: how PyTorch shares out its work is what is asked."""
+    x, most = torch.linspace(-1, 1, 896 * 1536).sin().reshape(896, 1536).bfloat16(), 0
+    for n in PROBED:
+        weight = torch.linspace(-1, 1, n * 1536).cos().reshape(n, 1536).bfloat16()
+        plain, fast = _times(lambda: nn.functional.linear(x, weight), lambda: product(x, weight, True))  # noqa: B023
+        if WORTH * fast > plain:
+            return most
+        most = n
+    return most
+
+
+def _times(*works: Callable[[], object], turns: int = 12) -> list[float]:
+    best = [float("inf")] * len(works)
+    for _ in range(turns):
+        for place, work in enumerate(works):
+            begun = time.perf_counter()
+            work()
+            best[place] = min(best[place], time.perf_counter() - begun)
+    return best
+
+
+def describe() -> str:
+    """What was decided for this machine, in a line."""
+    return f"bfloat16 compiled up to {limit()} columns" if limit() else "PyTorch's"
+
+
+def product(x: Tensor, weight: Tensor, across: bool) -> Tensor:
+    """x weightᵀ of a weight (n, k), or with `across` false x weight of a weight (k, n): (…, k) → (…, n). Without a graph."""
+    k, n = weight.shape if not across else weight.shape[::-1]
+    y = x.new_empty(*x.shape[:-1], n)
+    if kernels.content(x):
+        _function()(
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // k, k, n, across, torch.get_num_threads()
+        )
+    return y
+
+
+def products(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """A forward for each plain linear layer that the kernel may serve on its way or back; empty where it serves none."""
+    if not limit():
+        return {}
+    plain = [module for module in modules if type(module) is nn.Linear and "forward" not in vars(module)]
+    return {module: _forward(module) for module in plain if _fits(module)}
+
+
+def _fits(module: nn.Linear) -> bool:
+    weight, known = module.weight, module.bias is None and module.weight.is_cpu and module.weight.is_contiguous()
+    fits = weight.shape[0] % STEP == weight.shape[1] % STEP == 0 and min(weight.shape) <= limit()
+    return known and fits and weight.dtype == torch.bfloat16
+
+
+def _forward(module: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def forward(input: Tensor) -> Tensor:
+        weight = module.weight
+        many = input.numel() >= LEAST * weight.shape[1] and input.dtype == weight.dtype and input.is_contiguous()
+        if not many or (torch.is_grad_enabled() and weight.requires_grad):
+            return nn.functional.linear(input, weight)
+        return _Product.apply(input, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+    return forward
+
+
+class _Product(torch.autograd.Function):
+    """x weightᵀ of a weight that stands still; each way by whoever is quicker."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """(…, k), (n, k) → (…, n)."""
+        ctx.save_for_backward(weight)
+        return product(x, weight, True) if len(weight) <= limit() else nn.functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        """Of x alone."""
+        (weight,) = ctx.saved_tensors
+        if weight.shape[1] > limit():
+            return slopes[0] @ weight, None
+        return product(slopes[0].contiguous(), weight, False), None
