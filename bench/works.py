@@ -79,19 +79,20 @@ def _qlora() -> Work:
     )
 
 
-def _decode(batch: int) -> Work:
-    same: Mapping[str, Any] = {"batch": batch}
+def _decode(batch: int, adapter: str = "") -> Work:
+    same: Mapping[str, Any] = {"batch": batch, **({"adapter": adapter} if adapter else {})}
+    both = {OURS: OURS, "transformers-tuned": "transformers"}
     alone = {f"llama.cpp-{dtype}": Peer("llama", "decode", "llama", {**same, "dtype": dtype}, "cpu") for dtype in LLAMA}
     return Work(
-        f"greedy decoding of 64 tokens after {batch} prompts of up to 64",
+        f"greedy decoding of 64 tokens after {batch} prompts of up to 64{', with a LoRA attached' if adapter else ''}",
         "tokens",
         {
             OURS: Peer("ours", "decode", options=same),
             "transformers": Peer("generate", "decode", options=same),
-            **(alone if batch == 1 else {}),
+            **(alone if batch == 1 and not adapter else {}),
         },
         {"ids": 0.0},
-        quick={OURS: OURS, "transformers-tuned": "transformers"},
+        quick={**both, "llama.cpp-tuned": "llama.cpp-float32"} if batch == 1 and not adapter else both,
     )
 
 
@@ -169,6 +170,9 @@ WORKS: dict[str, Work] = {
     "decode-1": _decode(1),
     "decode-8": _decode(8),
     "decode-32": _decode(32),
+    "decode-1-lora": _decode(1, "moved"),
+    "decode-8-lora": _decode(8, "moved"),
+    "decode-32-lora": _decode(32, "moved"),
     "choices": _asked("the four endings of 100 HellaSwag rows", "pairs.jsonl", 4),
     "few-shot": _asked("two labels of 40 sentences, each after the same eight worked examples", "shots.jsonl", 2),
     "novelty": Work(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.lines import read
@@ -12,10 +13,11 @@ from bench.shared import DEVICE, DTYPES
 from bench.turns import Side
 
 
-def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:
-    """model.generate, greedy, with left padding."""
+def decode(folder: Path, batch: int = 32, new: int = 64, adapter: str = "", dtype: str = "float32") -> Side:
+    """model.generate, greedy, with left padding; an adapter is PEFT's."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype]).eval().to(DEVICE)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=DTYPES[dtype])
+    model = (PeftModel.from_pretrained(model, str(folder / adapter)) if adapter else model).eval().to(DEVICE)
     rows = [row["input_ids"] for row in read(folder / "prompts.jsonl")[:batch]]
     width, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=DEVICE)

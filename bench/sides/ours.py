@@ -152,9 +152,11 @@ def head(folder: Path, cached: bool = True, rows: int = 256) -> Side:
         yield {"units": rows}
 
 
-def decode(folder: Path, batch: int = 32, new: int = 64, dtype: str = "float32") -> Side:
+def decode(folder: Path, batch: int = 32, new: int = 64, adapter: str = "", dtype: str = "float32") -> Side:
     """Greedy continuations of `batch` prompts. Units are new tokens; parity is all of their ids."""
     loaded = load(str(folder / "base"), dtype=DTYPES[dtype])
+    if adapter:
+        load_adapter(loaded.model, folder / adapter, "default")
     loaded.model.to(DEVICE)
     prompts = [row["input_ids"] for row in read(folder / "prompts.jsonl")[:batch]]
     for number in count():
