@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from acclimate.errors import RecipeError
 from acclimate.methods.delta import Delta, add_to_weight, attach
-from acclimate.methods.grouped import Factors
 from acclimate.methods.targets import find, width
 
 
@@ -29,10 +28,8 @@ class LoRA:
     def __post_init__(self) -> None:
         """RecipeError for numbers that make no sense."""
         if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise RecipeError(
-                f"lora has rank {self.rank} and dropout {self.dropout}; the rank is at least 1, "
-                "the dropout at least 0 and below 1."
-            )
+            bounds = "the rank is at least 1, the dropout at least 0 and below 1"
+            raise RecipeError(f"lora has rank {self.rank} and dropout {self.dropout}; {bounds}.")
 
     def install(self, model: nn.Module, name: str = "default") -> None:
         """Attach one `LowRank` to every target. Raises RecipeError or ModelError where that cannot be."""
@@ -55,10 +52,9 @@ class LowRank(Delta):
         low = nn.functional.linear(self.dropout(x), self.a.to(x.dtype))
         return y + nn.functional.linear(low, self.b.to(x.dtype)) * self.scale
 
-    def factors(self) -> Factors | None:
-        """As they are where nothing is dropped and no subclass makes something else of them."""
-        dropping = self.training and self.dropout.p > 0
-        return None if dropping or type(self).forward is not LowRank.forward else (self.a, self.scale * self.b)
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        plain = type(self).forward is LowRank.forward and not (self.training and self.dropout.p)
+        return (self.a, self.scale * self.b) if plain else None
 
     def fold(self, module: nn.Module) -> None:
         add_to_weight(module, self.scale * self.b @ self.a)

@@ -5,10 +5,11 @@ from the first. A fifth of all that a decoder holds of a token, for one activati
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from transformers.activations import SiLUActivation
 from acclimate.models import matrices, rows
 from acclimate.models.kernels import using
 
+_lean: WeakSet[nn.Module] = WeakSet()  # models inside a `lean`
+
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
@@ -24,15 +27,23 @@ PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 def lean(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, layers of `model` that are gated as above hold less, and norms pass over their numbers once (`rows`).
 
-    What rides on them or on their parts goes on to answer: the parts are called as before.
+    What rides on them or on their parts goes on to answer: the parts are called as before. Weights that train are left to
+    PyTorch, with a graph and without, so that both ways of asking a model say the same to the bit.
     """
-    with using(by_token(model.modules())):
+    if model in _lean:
         yield
+        return
+    _lean.add(model)
+    try:
+        with using(by_token(module for module in model.modules() if not _trains(module))):
+            yield
+    finally:
+        _lean.discard(model)
 
 
-def quick(model: nn.Module) -> AbstractContextManager[None]:
-    """As `lean` where there is no way back, which norms and gates are computed for; nothing where there is one."""
-    return nullcontext() if torch.is_grad_enabled() else lean(model)
+def _trains(module: nn.Module) -> bool:
+    """Whether a weight of its own, not of a part of it, trains."""
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def by_token(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
