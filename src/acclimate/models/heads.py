@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from acclimate.errors import ModelError, unknown
-from acclimate.models.gated import lean
+from acclimate.models.gated import quick
 from acclimate.models.load import Loaded
 from acclimate.models.outline import is_encoder_decoder
 from acclimate.tokens.reading import Pool, Shape, Sheet
@@ -126,7 +126,7 @@ def vectors(model: TaskModel, batch: Sheet, shape: Shape) -> Float[Tensor, "n d"
         given |= {"attention_mask": batch.mask}
     given |= {"token_type_ids": batch.types} if model.typed else {}
     given |= {"use_cache": False} if model.cached else {}
-    with lean(model):
+    with quick(model):
         states: Tensor = model.trunk(**given).last_hidden_state
     if shape.pool == "mean" and shape.whole:
         return mean(states, batch.mask) if batch.mask is not None else _means(states[0], batch.lengths)

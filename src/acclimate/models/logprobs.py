@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from acclimate.models.frozen_head import formed, stands_still
-from acclimate.models.gated import lean
+from acclimate.models.gated import quick
 from acclimate.models.logits import survey, surveys
 from acclimate.models.outline import head_of, is_encoder_decoder, outline, trunk_of
 from acclimate.tokens.batch import Batch
@@ -49,7 +49,7 @@ def hidden_at(model: nn.Module, batch: Batch) -> Float[Tensor, "n d"]:
     """(n, d): the trunk's last hidden states at `batch.predict`, or what the batch knows of them already."""
     if batch.hidden is not None:
         return batch.hidden
-    with lean(model):
+    with quick(model):
         states: Tensor = trunk_of(model)(**inputs(model, batch)).last_hidden_state
     return states.flatten(0, 1)[batch.predict]
 
