@@ -105,7 +105,14 @@ def main() -> None:
         work = offered(name, WORKS[name], device().type)
         if work is None:
             continue
-        row = measured(name, work, given.out / "material", given.repeats, found["machine"])
+        try:
+            row = measured(name, work, given.out / "material", given.repeats, found["machine"])
+        except (BrokenPipeError, json.JSONDecodeError):  # killed, perhaps for its memory
+            print(
+                f"{name}: left out, a side ended before it was asked to; see {given.out}/material/{name}*.log",
+                flush=True,
+            )
+            continue
         found["rows"].append(row)
         (given.out / "bench.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (given.out / "bench.html").write_text(page(found), encoding="utf-8")
