@@ -27,15 +27,15 @@ PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 def lean(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, layers of `model` that are gated as above hold less, and norms pass over their numbers once (`rows`).
 
-    What rides on them or on their parts goes on to answer: the parts are called as before. Weights that train are left to
-    PyTorch, with a graph and without, so that both ways of asking a model say the same to the bit.
+    What rides on them or on their parts goes on to answer: the parts are called as before. Of a frozen base the bits are the
+    same with a graph and without.
     """
     if model in _lean:
         yield
         return
     _lean.add(model)
     try:
-        with using(by_token(module for module in model.modules() if not _trains(module))):
+        with using(by_token(model.modules())):
             yield
     finally:
         _lean.discard(model)
@@ -44,11 +44,6 @@ def lean(model: nn.Module) -> Iterator[None]:
 def quick(model: nn.Module) -> AbstractContextManager[None]:
     """As `lean` where there is no way back; nothing where there is one, which may begin outside."""
     return nullcontext() if torch.is_grad_enabled() else lean(model)
-
-
-def _trains(module: nn.Module) -> bool:
-    """Whether a weight of its own, not of a part of it, trains."""
-    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def by_token(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
