@@ -13,7 +13,7 @@ from acclimate.tokens.codec import Encoded
 from acclimate.tokens.tree import Piece
 from tests import tiny
 
-compiled = pytest.mark.skipif(flash.library() is None, reason="this processor does not multiply pairs of bfloat16")
+compiled = pytest.mark.skipif(not flash.there(), reason="this processor does not multiply pairs of bfloat16")
 
 
 def documents(*lengths: int) -> tuple[Piece, ...]:
@@ -196,7 +196,7 @@ def test_a_model_that_trains_in_bfloat16_runs_it_forth_and_back(calls, mixed):
 @pytest.mark.parametrize("reason", ["float32", "dropout", "window", "narrow", "no compiler"])
 def test_pytorch_does_it_where_the_kernels_do_not(calls, monkeypatch, reason):
     if reason == "no compiler":
-        monkeypatch.setattr(flash, "library", lambda: None)
+        monkeypatch.setattr(flash, "there", lambda: False)
     model = wide_llama(**{"dropout": {"attention_dropout": 0.5}, "narrow": {"head_dim": 32}}.get(reason, {}))
     model = (model if reason == "float32" else model.bfloat16()).train()
     if reason == "window":
@@ -211,7 +211,7 @@ def test_pytorch_does_it_where_the_kernels_do_not(calls, monkeypatch, reason):
 
 def test_env_says_what_was_decided():
     assert flash.describe() == "PyTorch's" or "bfloat16 compiled" in flash.describe()
-    assert (flash.library() is None) == (flash.describe() == "PyTorch's")
+    assert flash.there() == (flash.describe() != "PyTorch's")
 
 
 @pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
@@ -221,4 +221,4 @@ def test_a_processor_without_pairs_has_the_other_kernels(monkeypatch, tmp_path):
     library = kernels.library.__wrapped__()
     assert not isinstance(library, str)
     monkeypatch.setattr(kernels, "library", lambda: library)
-    assert flash.library.__wrapped__() is None
+    assert flash._function.__wrapped__("attention_forward") is None

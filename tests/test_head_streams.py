@@ -86,7 +86,7 @@ def test_the_encoder_of_an_encoder_decoder_still_reads_rectangles():
     assert not collate_readings(model, readings(reader, rows_of("classify")), reader.codec.pad).packed
 
 
-@pytest.mark.skipif(flash.library() is None, reason="no kernels for bfloat16 here")
+@pytest.mark.skipif(not flash.there(), reason="no kernels for bfloat16 here")
 def test_a_head_on_a_decoder_learns_through_the_compiled_attention(monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
     plain = flash._call

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from acclimate.errors import InputError
-from acclimate.models.logits import drawn, highest
+from acclimate.models.logits import drawn, likeliest
 
 LEADING = 1024  # a nucleus is looked for among this many tokens before the whole vocabulary is ranked
 
@@ -34,7 +34,7 @@ class Greedy:
 
     def __call__(self, logits: Tensor, seen: Tensor, draws: Tensor) -> Tensor:
         """ids (rows,) int64."""
-        return highest(logits)[1]
+        return likeliest(logits)
 
 
 @dataclass(frozen=True)

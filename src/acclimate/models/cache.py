@@ -6,7 +6,8 @@ id, so a pad that equals a terminator, or a terminator inside a prompt, changes 
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -145,25 +146,31 @@ def _forward(model: nn.Module, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
             inputs["position_ids"] = (past.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = 1
-    # no_grad, not inference_mode: a buffer that a forward fills (rotary frequencies) must stay usable in training.
-    with still(past.reader.modules), using(past.reader.quick), torch.no_grad():
-        whole = past.reader.whole
-        if whole is not None and ids.shape[1] == 1 and layers.serves(whole, past.cache, len(ids)):
-            logits = layers.step(whole, ids, past.cache, past.mask, inputs["position_ids"])
-            return checked(model, logits), past
-        output = model(**inputs)
+    whole = past.reader.whole
+    if whole is not None and ids.shape[1] == 1 and layers.serves(whole, past.cache, len(ids)):
+        with _reading(past.reader):
+            return checked(model, layers.step(whole, ids, past.cache, past.mask, inputs["position_ids"])), past
+    output = _answer(model, past.reader, inputs)
     wide, cache = checked(model, output.logits[:, -1]), output[past.reader.memory]
     return wide, replace(past, cache=make_room(cache) if past.cache is None else cache)
 
 
 def _answer(model: nn.Module, known: Reader, inputs: Mapping[str, Any]) -> Any:
-    with still(known.modules), using(known.quick), torch.no_grad():
+    with _reading(known):
         return model(**inputs)
+
+
+@contextmanager
+def _reading(known: Reader) -> Iterator[None]:
+    """Without dropout and a way back, by quick forwards."""
+    # no_grad, not inference_mode: a buffer that a forward fills (rotary frequencies) must stay usable in training.
+    with still(known.modules), using(known.quick), torch.no_grad():
+        yield
 
 
 def checked(model: nn.Module, logits: Tensor) -> Tensor:
     """The logits in float32 or wider. ModelError where they are NaN or infinite."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not bool(highest(wide)[0].isfinite().all()):
+    if not bool(highest(wide).isfinite().all()):
         raise ModelError(f"{type(model).__name__} computes NaN or infinite logits; its weights or its inputs are sick.")
     return wide

@@ -176,8 +176,7 @@ static void packed(Rows x, long start, long count, long d, Pair* along, Pair* ac
   for (long i = 0; i < N; i += 16)
     for (long c = 0; c < d; c += 32) {
       __m512i v[16];
-      for (long r = 0; r < 16; r++) v[r] = i + r < count ? _mm512_loadu_si512(at(i + r, c)) : _mm512_setzero_si512();
-      turned(v);
+      turned_rows(at(i, c), x.step, count - i, v);
       for (long r = 0; r < 16; r++) _mm512_storeu_si512(along + (c / 2 + r) * N + i, v[r]);
     }
   for (long i = 0; across && i < N; i += 2)

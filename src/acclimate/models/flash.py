@@ -5,7 +5,6 @@ added up to. Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4; Dao 2023, ar
 A document whose beginning others share is read with the keys of its ancestors in front of its own.
 """
 
-import ctypes
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,35 +14,34 @@ from jaxtyping import BFloat16
 from torch import Tensor
 
 from acclimate.models import kernels
+from acclimate.models.kernels import FLOAT, INT, POINTER, bound
 from acclimate.tokens.tree import Piece
 
 Heads = BFloat16[Tensor, "1 heads time d"]
 Groups = BFloat16[Tensor, "1 groups time d"]
 WIDTH = 64  # of which a head's size has to be a multiple
+MORE = {"attention_forward": 2, "attention_backward": 6}  # tensors that each is given behind what both are
+
+
+def there() -> bool:
+    """Whether this processor multiplies pairs of bfloat16, and a compiler is at hand."""
+    return _function("attention_forward") is not None
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, where this processor multiplies pairs of bfloat16 and a compiler is at hand."""
-    found = kernels.library()
-    if isinstance(found, str) or not hasattr(found, "attention_forward"):
-        return None
-    for function, more in ((found.attention_forward, 2), (found.attention_backward, 6)):
-        pointers: tuple[Any, ...] = (ctypes.c_void_p,)
-        function.argtypes = [*pointers * 6, ctypes.c_float, ctypes.c_int, ctypes.c_int, *pointers * more]
-        function.restype = None
-    return found
+def _function(name: str) -> Any:
+    return bound(name, *[POINTER] * 6, FLOAT, INT, INT, *[POINTER] * MORE[name])
 
 
 def describe() -> str:
     """What was decided for this machine, in a line."""
-    return "PyTorch's" if library() is None else f"bfloat16 compiled, for heads of {WIDTH}, {2 * WIDTH}, … numbers"
+    return f"bfloat16 compiled, for heads of {WIDTH}, {2 * WIDTH}, … numbers" if there() else "PyTorch's"
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernels can: bfloat16 on the CPU, of heads as wide as they want them."""
     fits = all(x.dtype == torch.bfloat16 and x.is_cpu and x.shape[-1] == query.shape[-1] for x in (query, key, value))
-    return fits and query.shape[-1] % WIDTH == 0 and library() is not None
+    return fits and query.shape[-1] % WIDTH == 0 and there()
 
 
 def attend(
@@ -92,5 +90,4 @@ def _call(
     where = torch.tensor(pieces)
     sizes = torch.tensor([len(pieces), query.shape[2], query.shape[1], key.shape[1], query.shape[3]])
     pointers = (x.data_ptr() for x in (*asked, steps, where, sizes))
-    function = getattr(library(), name)
-    function(*pointers, scale, causal, torch.get_num_threads(), *(x.data_ptr() for x in more))
+    _function(name)(*pointers, scale, causal, torch.get_num_threads(), *(x.data_ptr() for x in more))

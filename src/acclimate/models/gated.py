@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,6 @@ from transformers.activations import SiLUActivation
 
 from acclimate.models import matrices, rows
 from acclimate.models.kernels import using
-
-_lean: WeakSet[nn.Module] = WeakSet()  # models inside a `lean`
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
@@ -30,15 +27,8 @@ def lean(model: nn.Module) -> Iterator[None]:
     What rides on them or on their parts goes on to answer: the parts are called as before. Of a frozen base the bits are the
     same with a graph and without.
     """
-    if model in _lean:
+    with using(by_token(model.modules())):
         yield
-        return
-    _lean.add(model)
-    try:
-        with using(by_token(model.modules())):
-            yield
-    finally:
-        _lean.discard(model)
 
 
 def quick(model: nn.Module) -> AbstractContextManager[None]:

@@ -36,5 +36,5 @@ extern "C" void product_bfloat16(
   product(x, w, b ? offset.data() : nullptr, sums.data(), m, k, n, threads);
   long i = 0;
   for (; i + L <= m * n; i += L) put(part(&sums[i]), y + i);
-  for (; i < m * n; i++) y[i] = rounded(sums[i]);
+  for (; i < m * n; i++) put_one(sums[i], y + i);
 }

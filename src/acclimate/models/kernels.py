@@ -36,6 +36,8 @@ PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
 
+POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -49,13 +51,21 @@ def library() -> ctypes.CDLL | str:
         loaded = ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as problem:
         return f"{COMPILER} does not build them: {' '.join(str(problem).split())[:200]}"
-    for dtype in DTYPES:
-        function = _function(loaded, dtype)
-        function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_long] * 3, ctypes.c_int]
-        function.restype = None
-    loaded.product_widened.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_int]
-    loaded.product_widened.restype = None
     return loaded
+
+
+def bound(name: str, *takes: Any, gives: Any = None) -> Any:
+    """The kernel of that name, told the C types of what it takes; None without a compiler or where this processor has none."""
+    loaded = library()
+    found = None if isinstance(loaded, str) else getattr(loaded, name, None)
+    if found is not None:
+        found.argtypes, found.restype = takes, gives
+    return found
+
+
+def for_dtype(name: str, dtype: torch.dtype, *takes: Any) -> Any:
+    """As `bound`, of the kernels that there are for each dtype of DTYPES the one for this; None for other dtypes."""
+    return bound(f"{name}_{str(dtype).removeprefix('torch.')}", *takes) if dtype in DTYPES else None
 
 
 def _built(compiler: str) -> Path:
@@ -77,8 +87,14 @@ def _run(*command: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
 
 
-def _function(loaded: ctypes.CDLL, dtype: torch.dtype) -> Any:
-    return loaded.product_float32 if dtype == torch.float32 else loaded.product_bfloat16
+@cache
+def _function(dtype: torch.dtype) -> Any:
+    return for_dtype("product", dtype, *[POINTER] * 4, *[LONG] * 3, INT)
+
+
+@cache
+def _widened() -> Any:
+    return bound("product_widened", *[POINTER] * 3, *[LONG] * 3, INT)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -86,46 +102,46 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     weight: (n, k). All on the CPU, contiguous, of one dtype of DTYPES. Asked only where `library` has kernels.
     """
-    loaded = library()
-    assert isinstance(loaded, ctypes.CDLL)
     n, k = weight.shape
     y = x.new_empty(*x.shape[:-1], n)
-    function = _function(loaded, weight.dtype)
     offset = None if bias is None or not content(bias) else bias.data_ptr()
     m, threads = x.numel() // k, torch.get_num_threads()
     if content(x):
-        function(x.data_ptr(), weight.data_ptr(), offset, y.data_ptr(), m, k, n, threads)
+        _function(weight.dtype)(x.data_ptr(), weight.data_ptr(), offset, y.data_ptr(), m, k, n, threads)
     return y
 
 
 def widened(x: Tensor, weight: Tensor) -> Tensor:
     """x weightᵀ, (rows, k) → (rows, n) in float32, of bfloat16 rows and weights: nothing is rounded behind the sums."""
-    loaded = library()
-    assert isinstance(loaded, ctypes.CDLL)
     (n, k), rows = weight.shape, len(x)
     y = x.new_empty(rows, n, dtype=torch.float32)
-    loaded.product_widened(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, k, n, torch.get_num_threads())
+    _widened()(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, k, n, torch.get_num_threads())
     return y
 
 
 @cache
 def limit(dtype: torch.dtype) -> int:
-    """The most rows for which this machine multiplies weights of `dtype` faster here than in PyTorch; 0 for none.
+    """The most rows for which this machine multiplies weights of `dtype` faster here than in PyTorch; 0 for none."""
+    return kept(str(dtype).removeprefix("torch."), lambda: _tried(dtype)) if dtype in DTYPES else 0
+
+
+def kept(name: str, tried: Callable[[], int]) -> int:
+    """What a trial found on this machine; 0 where there are no kernels.
 
     Tried once a machine and kept beside the library: other kernels round otherwise, and a run that goes on in another
-    process is to compute the same bits. Who writes it down first decides; where it cannot be kept, PyTorch multiplies.
+    process is to compute the same bits. Who writes it down first decides; where it cannot be kept, it is 0.
     """
     loaded = library()
-    if dtype not in DTYPES or isinstance(loaded, str):
+    if isinstance(loaded, str):
         return 0
-    kept = Path(loaded._name).with_suffix(f".{str(dtype).removeprefix('torch.')}")
+    path = Path(loaded._name).with_suffix(f".{name}")
     try:
-        if not kept.is_file():
-            with TemporaryDirectory(dir=kept.parent) as folder, suppress(FileExistsError):
-                made = Path(folder) / kept.name
-                made.write_text(str(_tried(dtype)), encoding="utf-8")
-                os.link(made, kept)
-        return int(kept.read_text(encoding="utf-8"))
+        if not path.is_file():
+            with TemporaryDirectory(dir=path.parent) as folder, suppress(FileExistsError):
+                made = Path(folder) / path.name
+                made.write_text(str(tried()), encoding="utf-8")
+                os.link(made, path)
+        return int(path.read_text(encoding="utf-8"))
     except OSError:
         return 0
 
@@ -141,7 +157,7 @@ def _tried(dtype: torch.dtype) -> int:
     try:
         for rows in PROBED:
             x = torch.linspace(-1, 1, rows * 576).cos().reshape(rows, 576).to(dtype)
-            plain, fast = _times(lambda: nn.functional.linear(x, weight), lambda: product(x, weight))  # noqa: B023
+            plain, fast = fastest(lambda: nn.functional.linear(x, weight), lambda: product(x, weight))  # noqa: B023
             if WORTH * fast > plain:
                 return most
             most = rows
@@ -150,14 +166,16 @@ def _tried(dtype: torch.dtype) -> int:
         torch.set_num_threads(threads)
 
 
-def _times(*works: Callable[[], object], seconds: float = 0.01) -> list[float]:
-    """The best seconds of this thread for each, taken in turns, three at least; others who work beside do not count."""
-    best, until, turn = [float("inf")] * len(works), time.thread_time() + seconds, 0
-    while turn < 3 or time.thread_time() < until:
+def fastest(
+    *works: Callable[[], object], clock: Callable[[], float] = time.thread_time, seconds: float = 0.01
+) -> list[float]:
+    """The best seconds for each, taken in turns, three at least; by a thread's clock others who work beside do not count."""
+    best, until, turn = [float("inf")] * len(works), clock() + seconds, 0
+    while turn < 3 or clock() < until:
         for place, work in enumerate(works):
-            begun = time.thread_time()
+            begun = clock()
             work()
-            best[place] = min(best[place], time.thread_time() - begun)
+            best[place] = min(best[place], clock() - begun)
         turn += 1
     return best
 

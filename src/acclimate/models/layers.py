@@ -6,11 +6,10 @@ ride on any of their products. A model is tried before it is trusted; what is bu
 is read layer by layer as before.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.activations import SiLUActivation
 
-from acclimate.models import kernels
+from acclimate.models import kernels, rows
+from acclimate.models.kernels import FLOAT, INT, POINTER, for_dtype
 from acclimate.models.memory import RoomyLayer, make_room, memory_name
 from acclimate.models.modes import evaluating
 from acclimate.models.outline import head_of, trunk_of
@@ -58,13 +58,7 @@ class Plan:
 @cache
 def _function(dtype: torch.dtype) -> Any:
     """The kernel for this dtype; None without a compiler, and for other dtypes."""
-    library = kernels.library()
-    if isinstance(library, str) or dtype not in kernels.DTYPES:
-        return None
-    found = library.layers_float32 if dtype == torch.float32 else library.layers_bfloat16
-    found.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_float, ctypes.c_float, ctypes.c_int]
-    found.restype = None
-    return found
+    return for_dtype("layers", dtype, *[POINTER] * 6, FLOAT, FLOAT, INT)
 
 
 _known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -123,63 +117,60 @@ def _steps(spaces: Sequence[Tensor]) -> list[int]:
 
 def _made(model: Any) -> Plan | None:
     trunk, head = trunk_of(model), head_of(model)
-    layers = list(getattr(trunk, "layers", ()))
-    if not layers or head is None or not all(hasattr(trunk, name) for name in ("rotary_emb", "norm")):
+    if head is None or not all(hasattr(trunk, name) for name in ("layers", "rotary_emb", "norm")):
         return None
-    found = [_layer(layer) for layer in layers]
-    if any(each is None for each in found):
+    found = [_layer(layer) for layer in trunk.layers]
+    known = [layer for layer in found if layer is not None]
+    if not known or len(known) < len(found) or len({layer.kind for layer in known}) > 1:
         return None
-    known = cast(list[dict[str, Any]], found)
-    first, weights = known[0], [tensor for each in known for tensor in each["held"]]
-    same = ("eps", "sizes", "scale", "dtype")
-    if any(each[name] != first[name] for each in known for name in same) or _function(first["dtype"]) is None:
+    sizes, eps, scale, dtype = known[0].kind
+    hidden, inner, heads, groups, d = sizes
+    if d % WIDTH or hidden % WIDTH or inner % WIDTH or heads % groups or _function(dtype) is None:
         return None
-    hidden, inner, heads, groups, d = first["sizes"]
-    if d % WIDTH or hidden % WIDTH or inner % WIDTH or heads % groups:
-        return None
-    table = torch.tensor([each["numbers"] for each in known])
-    sizes = (len(layers), hidden, inner, heads, groups, d)
-    plain = (
-        type(head) is nn.Linear and not _hooked(head) and head.bias is None and _readable(head.weight, first["dtype"])
-    )
-    wide = plain and first["dtype"] == torch.bfloat16
-    return Plan(trunk, head, table, tuple(weights), sizes, first["eps"], first["scale"], first["dtype"], wide)
+    table, held = torch.tensor([layer.numbers for layer in known]), [tensor for layer in known for tensor in layer.held]
+    plain = type(head) is nn.Linear and not _hooked(head) and head.bias is None and _readable(head.weight, dtype)
+    wide = plain and dtype == torch.bfloat16
+    return Plan(trunk, head, table, tuple(held), (len(known), *sizes), eps, scale, dtype, wide)
 
 
-def _layer(layer: Any) -> dict[str, Any] | None:
-    """Numbers and tensors of one layer; None where anything in it is not known."""
+class _Layer(NamedTuple):
+    """A row of the table, the tensors that it points to, and what all layers have to have alike: sizes, eps, scale, dtype."""
+
+    numbers: list[int]
+    held: list[Tensor]
+    kind: tuple[tuple[int, ...], float, float, torch.dtype]
+
+
+def _layer(layer: Any) -> _Layer | None:
+    """What a step needs of a layer; None where anything in it is not known."""
     for path, names in PARTS.items():
         part = layer.get_submodule(path)
         if tuple(sorted(dict(part.named_children()))) != names or _hooked(part):
             return None
-    attention, norms = layer.self_attn, [layer.input_layernorm, layer.post_attention_layernorm]
-    fixed = [*norms, layer.mlp.act_fn]
-    if any(_hooked(part) or list(part.children()) for part in fixed) or not isinstance(
-        fixed[2], nn.SiLU | SiLUActivation
-    ):
+    norms, linears = [layer.input_layernorm, layer.post_attention_layernorm], [layer.get_submodule(p) for p in PRODUCTS]
+    simple = not any(_hooked(part) or list(part.children()) for part in (*norms, layer.mlp.act_fn))
+    if not simple or not isinstance(layer.mlp.act_fn, nn.SiLU | SiLUActivation) or not all(map(rows.is_norm, norms)):
         return None
-    matrices = [_matrix(layer.get_submodule(path)) for path in PRODUCTS]
-    if any(matrix is None for matrix in matrices) or not all(hasattr(norm, "variance_epsilon") for norm in norms):
+    matrices = [matrix for matrix in map(_matrix, linears) if matrix is not None]
+    alike, d = norms[0].variance_epsilon == norms[1].variance_epsilon, getattr(layer.self_attn, "head_dim", 0)
+    if len(matrices) < len(linears) or not alike or not d:
         return None
-    known = cast(list[tuple[list[int], list[Tensor]]], matrices)
-    weights: list[Tensor] = [norm.weight.detach() for norm in norms]
-    q, k, gate = (layer.get_submodule(path).weight for path in (PRODUCTS[0], PRODUCTS[1], PRODUCTS[4]))
-    d = getattr(attention, "head_dim", 0)
-    plain = [*weights, *(layer.get_submodule(path).weight for path in PRODUCTS)]
-    if (
-        not d
-        or any(not _readable(tensor, q.dtype) for tensor in plain)
-        or len({norm.variance_epsilon for norm in norms}) > 1
-    ):
+    weights, dtype = [norm.weight.detach() for norm in norms], linears[0].weight.dtype
+    if not all(_readable(tensor, dtype) for tensor in (*weights, *(linear.weight for linear in linears))):
         return None
-    return {
-        "numbers": [*(w.data_ptr() for w in weights), *(number for numbers, _ in known for number in numbers)],
-        "held": [*weights, *(tensor for _, held in known for tensor in held)],
-        "sizes": (q.shape[1], gate.shape[0], q.shape[0] // d, k.shape[0] // d, d),
-        "eps": norms[0].variance_epsilon,
-        "scale": float(getattr(attention, "scaling", d**-0.5)),
-        "dtype": q.dtype,
-    }
+    q, k, gate = (
+        layer.get_submodule(name).weight for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
+    )
+    return _Layer(
+        [*(weight.data_ptr() for weight in weights), *(number for numbers, _ in matrices for number in numbers)],
+        [*weights, *(tensor for _, held in matrices for tensor in held)],
+        (
+            (q.shape[1], gate.shape[0], q.shape[0] // d, k.shape[0] // d, d),
+            float(norms[0].variance_epsilon),
+            float(getattr(layer.self_attn, "scaling", d**-0.5)),
+            dtype,
+        ),
+    )
 
 
 def _matrix(linear: Any) -> tuple[list[int], list[Tensor]] | None:

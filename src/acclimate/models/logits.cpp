@@ -96,23 +96,9 @@ extern "C" void drawn_from(const float* x, const double* draws, long* places, lo
   }
 }
 
-static float one(float x) { return x; }
-static float one(uint16_t x) {
-  const uint32_t word = uint32_t(x) << 16;
-  float value;
-  memcpy(&value, &word, 4);
-  return value;
-}
-static void put_one(float x, float* y) { *y = x; }
-static void put_one(float x, uint16_t* y) {
-  uint16_t each[L];
-  put(Floats{} + x, each);
-  *y = each[0];
-}
-
 // Of logits / temperature: the logarithm of the target's share, the entropy in nats and, unless null, all shares less 1 at the target.
 template <class X>
-static void judged(
+static void survey(
     const X* x, const long* targets, float temperature, float* chosen, float* entropy, X* shares, long rows, long n, int threads) {
   const float by = 1 / temperature;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -162,14 +148,14 @@ static void judged(
   }
 }
 
-extern "C" void judged_float32(
+extern "C" void survey_float32(
     const float* x, const long* targets, float* chosen, float* entropy, float* shares, float temperature, long rows, long n,
     int threads) {
-  judged(x, targets, temperature, chosen, entropy, shares, rows, n, threads);
+  survey(x, targets, temperature, chosen, entropy, shares, rows, n, threads);
 }
 
-extern "C" void judged_bfloat16(
+extern "C" void survey_bfloat16(
     const uint16_t* x, const long* targets, float* chosen, float* entropy, uint16_t* shares, float temperature, long rows, long n,
     int threads) {
-  judged(x, targets, temperature, chosen, entropy, shares, rows, n, threads);
+  survey(x, targets, temperature, chosen, entropy, shares, rows, n, threads);
 }

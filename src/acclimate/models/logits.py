@@ -1,9 +1,8 @@
-"""What a decoding step asks of its logits, compiled on the machine that uses it (logits.cpp); by PyTorch elsewhere.
+"""What decoding, scoring and training ask of logits, compiled on the machine that uses it (logits.cpp); by PyTorch elsewhere.
 
-A vocabulary is long and a step is short: PyTorch's reductions over it cost a fifth of a step.
+A row of logits is long, and PyTorch's operations read and write it one after the other.
 """
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -12,20 +11,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from acclimate.models import kernels
+from acclimate.models.kernels import FLOAT, INT, LONG, POINTER, bound, for_dtype
 
 LEAST = 1024  # logits of a row, for the kernels to be asked
 
 
 @cache
 def _function(name: str) -> Any:
-    """A kernel; None without a compiler."""
-    library = kernels.library()
-    if isinstance(library, str):
-        return None
-    found, pointers = getattr(library, name), 2 if name == "logarithms_of" else 3
-    found.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_long, ctypes.c_long, ctypes.c_int]
-    found.restype = None
-    return found
+    return bound(name, *[POINTER] * (2 if name == "logarithms_of" else 3), LONG, LONG, INT)
+
+
+@cache
+def _survey(dtype: torch.dtype) -> Any:
+    return for_dtype("survey", dtype, *[POINTER] * 5, FLOAT, LONG, LONG, INT)
 
 
 def _served(logits: Tensor) -> bool:
@@ -34,10 +32,17 @@ def _served(logits: Tensor) -> bool:
     return alike and plain and logits.shape[1] >= LEAST and _function("highest_of") is not None
 
 
-def highest(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """The highest of each row, and the lowest id that has it; NaN where there is one."""
-    if not _served(logits):
-        return logits.amax(-1), logits.argmax(-1)
+def highest(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+    """The highest of each row; NaN where there is one."""
+    return _highest(logits)[0] if _served(logits) else logits.amax(-1)
+
+
+def likeliest(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+    """The lowest id that has the highest logit of its row."""
+    return _highest(logits)[1] if _served(logits) else logits.argmax(-1)
+
+
+def _highest(logits: Tensor) -> tuple[Tensor, Tensor]:
     values, places = logits.new_empty(len(logits)), torch.empty(len(logits), dtype=torch.long)
     _call("highest_of", logits, values, places)
     return values, places
@@ -67,20 +72,9 @@ def drawn(logits: Float[Tensor, "rows vocab"], draws: Float[Tensor, " rows"]) ->
 
 def surveys(logits: Tensor, targets: Tensor) -> bool:
     """Whether `survey` can be asked of these, which need no way back."""
-    alike = logits.is_cpu and logits.dtype in kernels.DTYPES and logits.ndim == 2 and logits.is_contiguous()
+    alike = logits.is_cpu and logits.ndim == 2 and logits.is_contiguous()
     plain = not (logits.requires_grad and torch.is_grad_enabled()) and targets.dtype == torch.long
-    return alike and plain and logits.shape[1] >= LEAST and _judge(logits.dtype) is not None
-
-
-@cache
-def _judge(dtype: torch.dtype) -> Any:
-    library = kernels.library()
-    if isinstance(library, str):
-        return None
-    found = library.judged_float32 if dtype == torch.float32 else library.judged_bfloat16
-    found.argtypes = [*[ctypes.c_void_p] * 5, ctypes.c_float, ctypes.c_long, ctypes.c_long, ctypes.c_int]
-    found.restype = None
-    return found
+    return alike and plain and logits.shape[1] >= LEAST and _survey(logits.dtype) is not None
 
 
 def survey(
@@ -92,7 +86,7 @@ def survey(
     every = torch.empty_like(logits) if shares else None
     if kernels.content(logits):
         wanted = targets.contiguous()  # which has to live until the kernel has read it
-        _judge(logits.dtype)(
+        _survey(logits.dtype)(
             *(each.data_ptr() for each in (logits, wanted, chosen, entropy)), None if every is None else every.data_ptr(),
             temperature, *logits.shape, torch.get_num_threads(),
         )  # fmt: skip

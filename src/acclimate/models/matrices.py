@@ -4,79 +4,45 @@ For processors with tiles (AMX), and there for weights as narrow as a trial find
 leaves all rows to one thread.
 """
 
-import ctypes
-import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acclimate.models import kernels
+from acclimate.models.kernels import INT, LONG, POINTER, bound
 
 LEAST, STEP = 128, 32  # rows; of which both sides of the weights have to be a multiple
 PROBED = (192, 576, 1536)  # columns
-WORTH = 1.1  # times as fast that the kernel must be to be chosen
 
 
 @cache
 def _function() -> Any:
-    """The kernel, where the processor has tiles and a compiler is at hand."""
-    library = kernels.library()
-    if isinstance(library, str) or not library.matrices_there():
-        return None
-    found = library.matrices
-    found.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_long] * 3, ctypes.c_int, ctypes.c_int]
-    found.restype = None
-    return found
+    """The kernel, where the processor has tiles that the system gives, and a compiler is at hand."""
+    given = bound("tiles_given", gives=INT)
+    return bound("matrices", *[POINTER] * 3, *[LONG] * 3, INT, INT) if given is not None and given() else None
 
 
 @cache
 def limit() -> int:
-    """The most columns of a product that this machine is asked for here; 0 for none.
-
-    Tried once a machine and kept beside the library, so that a run that goes on computes the same bits.
-    """
-    library = kernels.library()
-    if isinstance(library, str) or _function() is None:
-        return 0
-    kept = Path(library._name).with_suffix(".matrices")
-    try:
-        if not kept.is_file():
-            with TemporaryDirectory(dir=kept.parent) as folder, suppress(FileExistsError):
-                made = Path(folder) / kept.name
-                made.write_text(str(_tried()), encoding="utf-8")
-                os.link(made, kept)
-        return int(kept.read_text(encoding="utf-8"))
-    except OSError:
-        return 0
+    """The most columns of a product that this machine is asked for here; 0 for none."""
+    return 0 if _function() is None else kernels.kept("matrices", _tried)
 
 
 def _tried() -> int:
-    """In a fifth of a second, with all threads: how PyTorch shares out its work is what is asked."""
+    """With all threads and by the clock on the wall: how PyTorch shares out its work is what is asked."""
     x, most = torch.linspace(-1, 1, 896 * 1536).sin().reshape(896, 1536).bfloat16(), 0
     for n in PROBED:
         weight = torch.linspace(-1, 1, n * 1536).cos().reshape(n, 1536).bfloat16()
-        plain, fast = _times(lambda: nn.functional.linear(x, weight), lambda: product(x, weight, True))  # noqa: B023
-        if WORTH * fast > plain:
+        works = (lambda: nn.functional.linear(x, weight), lambda: product(x, weight, True))  # noqa: B023
+        plain, fast = kernels.fastest(*works, clock=time.perf_counter, seconds=0.05)
+        if kernels.WORTH * fast > plain:
             return most
         most = n
     return most
-
-
-def _times(*works: Callable[[], object], turns: int = 12) -> list[float]:
-    best = [float("inf")] * len(works)
-    for _ in range(turns):
-        for place, work in enumerate(works):
-            begun = time.perf_counter()
-            work()
-            best[place] = min(best[place], time.perf_counter() - begun)
-    return best
 
 
 def describe() -> str:

@@ -12,14 +12,6 @@
 
 typedef uint32_t Words __attribute__((vector_size(4 * L), aligned(2), may_alias));
 
-static float one(float w) { return w; }
-static float one(uint16_t w) {
-  uint32_t word = uint32_t(w) << 16;
-  float value;
-  memcpy(&value, &word, 4);
-  return value;
-}
-
 // How `step` numbers of a row of weights, in `step / each` parts, meet those of a row that is given.
 struct Single {
   typedef float number, given;
@@ -54,12 +46,6 @@ struct Pairs {
   }
 };
 #endif
-
-static uint16_t rounded(float value) {  // to the nearest, to even between two
-  uint32_t word;
-  memcpy(&word, &value, 4);
-  return value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
-}
 
 // The totals of a tile's sums.
 template <int R, int C>
@@ -138,9 +124,8 @@ static long packed_size(long m, long k) { return (m + TILE - 1) / TILE * TILE * 
 static void pack(const uint16_t* x, uint16_t* out, long m, long k, long first, long last) {
   for (long r = 0; r < m; r += TILE, out += TILE * k)
     for (long c = first; c < last; c += DEPTH) {
-      __m512i v[16] = {};
-      for (long i = 0; i < TILE && r + i < m; i++) v[i] = _mm512_loadu_si512(x + (r + i) * k + c);
-      turned(v);
+      __m512i v[16];
+      turned_rows(x + r * k + c, k, m - r, v);
       memcpy(out + c * TILE, v, sizeof v);
     }
 }

@@ -4,7 +4,6 @@ PyTorch passes over the numbers once for every sign in the formula; here they ar
 weight stands still have no gradient of it. On CUDA the same functions are PyTorch's to compile (`compiled`).
 """
 
-import ctypes
 from collections.abc import Callable, Hashable, Iterable
 from functools import cache
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from acclimate.models import compiled, kernels
+from acclimate.models.kernels import FLOAT, INT, LONG, POINTER, for_dtype
 
 WIDTH = 16  # of which the numbers of a token have to be a multiple
 ARGUMENTS = {"norm": (4, 2, True), "norm_back": (5, 2, False), "gate": (3, 1, False), "gate_back": (5, 1, False)}
@@ -22,15 +22,8 @@ ARGUMENTS = {"norm": (4, 2, True), "norm_back": (5, 2, False), "gate": (3, 1, Fa
 @cache
 def _function(name: str, dtype: torch.dtype) -> Any:
     """A kernel for this dtype; None without a compiler, and for other dtypes."""
-    library = kernels.library()
-    if isinstance(library, str) or dtype not in kernels.DTYPES:
-        return None
-    found = getattr(library, f"{name}_{str(dtype).removeprefix('torch.')}")
     pointers, numbers, small = ARGUMENTS[name]
-    kinds: list[Any] = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers
-    found.argtypes = [*kinds, *([ctypes.c_float] if small else []), ctypes.c_int]
-    found.restype = None
-    return found
+    return for_dtype(name, dtype, *[POINTER] * pointers, *[LONG] * numbers, *[FLOAT] * small, INT)
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -44,11 +37,12 @@ def serves(*tensors: Tensor) -> bool:
 
 def norms(modules: Iterable[nn.Module]) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """A forward for each root-mean-square norm that the kernels may serve."""
-    found = {module: _forward(module) for module in modules if _is_norm(module)}
+    found = {module: _forward(module) for module in modules if is_norm(module)}
     return found if compiled.offered() or _function("norm", torch.float32) is not None else {}
 
 
-def _is_norm(module: Any) -> bool:
+def is_norm(module: Any) -> bool:
+    """Whether it computes weight · x / √(mean x² + variance_epsilon), and nobody computes it otherwise at present."""
     weight = getattr(module, "weight", None)
     fits = isinstance(weight, Tensor) and weight.ndim == 1 and hasattr(module, "variance_epsilon")
     return fits and "forward" not in vars(module) and _known(cast(Hashable, type(module)))

@@ -3,7 +3,6 @@
 PyTorch's is made for many queries; of one its time goes into what it does before it begins.
 """
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from acclimate.models import kernels
+from acclimate.models.kernels import FLOAT, INT, LONG, POINTER, for_dtype
 
 WIDTH = 16  # of which a head's size has to be a multiple
 
@@ -19,14 +19,7 @@ WIDTH = 16  # of which a head's size has to be a multiple
 @cache
 def _function(dtype: torch.dtype) -> Any:
     """The kernel for this dtype; None without a compiler, and for other dtypes."""
-    library = kernels.library()
-    if isinstance(library, str) or dtype not in kernels.DTYPES:
-        return None
-    found = library.step_float32 if dtype == torch.float32 else library.step_bfloat16
-    pointers: tuple[Any, ...] = (ctypes.c_void_p,)
-    found.argtypes = [*pointers * 5, *[ctypes.c_long] * 5, ctypes.c_float, ctypes.c_int, *pointers]
-    found.restype = None
-    return found
+    return for_dtype("step", dtype, *[POINTER] * 5, *[LONG] * 5, FLOAT, INT, POINTER)
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:

@@ -18,6 +18,12 @@ static inline void turned(__m512i (&v)[16]) {
     for (int i = 0; i < 16; i++) v[i] = next[i];
   }
 }
+
+// 32 bfloat16 numbers each of up to 16 rows of x, zeros behind them: pair after pair, that pair of every row.
+static inline void turned_rows(const uint16_t* x, long step, long rows, __m512i (&v)[16]) {
+  for (int i = 0; i < 16; i++) v[i] = i < rows ? _mm512_loadu_si512(x + i * step) : _mm512_setzero_si512();
+  turned(v);
+}
 #endif
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)

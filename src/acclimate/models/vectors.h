@@ -24,17 +24,32 @@ static Floats part(const uint16_t* x) {
   return (Floats)(__builtin_convertvector(*(const Halves*)x, Ints) << 16);
 }
 static void put(Floats x, float* y) { *(Floats*)y = x; }
-#if defined(__AVX512BF16__)
-static void put(Floats x, uint16_t* y) {  // to the nearest, to even between two; what is below all normal numbers becomes 0
-  _mm256_storeu_si256((__m256i*)y, (__m256i)_mm512_cvtneps_pbh((__m512)x));
-}
-#else
 static void put(Floats x, uint16_t* y) {  // to the nearest, to even between two
+#if defined(__AVX512BF16__)
+  if (!_mm512_fpclass_ps_mask((__m512)x, 0x20)) {  // of what is below all normal numbers the processor makes 0
+    _mm256_storeu_si256((__m256i*)y, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    return;
+  }
+#endif
   Ints word = (Ints)x;
   Ints upper = (word + 0x7fff + (word >> 16 & 1)) >> 16 & 0xffff;
   *(Halves*)y = __builtin_convertvector(x == x ? upper : Ints{} + 0x7fc0, Halves);
 }
-#endif
+
+static float one(float x) { return x; }
+static float one(uint16_t x) {
+  const uint32_t word = uint32_t(x) << 16;
+  float value;
+  memcpy(&value, &word, 4);
+  return value;
+}
+
+static void put_one(float x, float* y) { *y = x; }
+static void put_one(float x, uint16_t* y) {
+  uint16_t each[L];
+  put(Floats{} + x, each);
+  *y = each[0];
+}
 
 static float total(Floats v) {
   Quad quads[L / 4];
