@@ -47,7 +47,7 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
         "work": name,
         "about": work.about,
         "unit": work.unit,
-        "precision": {who: precision if who in work.quick else "float32" for who in tables},
+        "precision": {who: precision if who in work.quick else _given(work.sides[who]) for who in tables},
         "ours": tables[OURS],
         "peers": {who: tables[who] for who in tables if who != OURS},
         "ratio": {who: ratio(times[OURS], times[who]) for who in times if who != OURS},
@@ -79,6 +79,11 @@ def _started(name: str, peers: Mapping[str, Peer], folder: Path) -> dict[str, Si
         except CalledProcessError as problem:  # pip, which found or could build no package for this machine
             print(f"{name}: {who} left out, its environment cannot be made: {problem}", flush=True)
     return started
+
+
+def _given(peer: Peer) -> str:
+    """The dtype that a side asks for; float32 as it comes."""
+    return str(peer.options.get("dtype", "float32"))
 
 
 def _in(peer: Peer, precision: str) -> Peer:

@@ -11,6 +11,7 @@ from statistics import median
 import torch
 
 from acclimate.models.precision import choose, device
+from acclimate.training.decided import decided
 
 SHAPE = (1024, 576, 1536)  # tokens, and SmolLM2's two widths
 LARGE = (8192, 8192, 8192)  # on a GPU, which is busy with SHAPE for less time than it takes to ask it
@@ -61,6 +62,7 @@ def machine() -> dict[str, object]:
         "gemm_bfloat16": gemm(torch.bfloat16),
         "copy_bytes_per_second": copying(),
         "precision": str(choose("auto", device())).removeprefix("torch."),
+        "decided": decided(),
     }
 
 

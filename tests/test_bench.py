@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench import pieces
 from bench import turns as clock
 from tests import spelling, tiny
 
@@ -148,6 +149,39 @@ def test_where_bfloat16_is_faster_the_gate_is_in_float32_and_times_are_not(tmp_p
     assert row["rounded"] == {"ours": {"ids": 0.0}, "transformers-tuned": {"ids": 1.0}}  # told, and no gate
     assert row["share_of_limit"] == 0.75
     assert set(row["ratio"]) == {"transformers", "transformers-tuned"}
+
+
+def test_a_side_that_ends_leaves_its_row_out_and_the_next_is_measured(tmp_path, monkeypatch, capsys):
+    def measured(name, *rest):
+        if name == "decode-8":
+            raise BrokenPipeError
+        return {"work": name, "unit": "tokens", "ours": {"units_per_second": 2.0}, "ratio": {}, "unequal": []}
+
+    monkeypatch.setattr(bench_main, "write", lambda folder: (folder.mkdir(), (folder / "rows.jsonl").write_text("{}")))
+    monkeypatch.setattr(bench_main, "measured", measured)
+    monkeypatch.setattr(bench_main, "machine", dict)
+    monkeypatch.setattr(bench_main, "page", lambda found: "")
+    monkeypatch.setattr(sys, "argv", ["bench", "--work", "decode-8", "decode-1", "--out", str(tmp_path)])
+    bench_main.main()
+    said = capsys.readouterr().out
+    assert "decode-8: left out, a side ended before it was asked to" in said
+    assert [row["work"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == ["decode-1"]
+
+
+def test_precisions_are_those_that_sides_ask_for():
+    sides = WORKS["decode-1"].sides
+    assert {who: bench_main._given(peer) for who, peer in sides.items()} == {
+        "ours": "float32", "transformers": "float32", "llama.cpp-float32": "float32", "llama.cpp-float16": "float16",
+    }  # fmt: skip
+
+
+def test_every_piece_that_is_timed_computes_what_it_replaces():
+    found = list(pieces.pairs())
+    assert len({pair.name for pair in found}) == len(found)
+    for pair in found:
+        plain, piece = pair.plain(), pair.piece()
+        if plain is not None:  # the way back leaves nothing behind
+            assert (piece.double() - plain.double()).norm() < 0.02 * plain.double().norm(), pair.name
 
 
 def test_a_work_without_its_data_is_left_out(tmp_path, monkeypatch, capsys):

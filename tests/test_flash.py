@@ -12,6 +12,7 @@ from acclimate.models.logprobs import logprobs
 from acclimate.tokens.codec import Encoded
 from acclimate.tokens.tree import Piece
 from tests import tiny
+from tests.spies import called
 
 compiled = pytest.mark.skipif(not flash.there(), reason="this processor does not multiply pairs of bfloat16")
 
@@ -163,10 +164,7 @@ def wide_llama(**more: object) -> nn.Module:
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """Every call of the kernels, which go on to answer."""
-    seen: list[str] = []
-    plain = flash._call
-    monkeypatch.setattr(flash, "_call", lambda name, *rest: (seen.append(name), plain(name, *rest))[1])
-    return seen
+    return called(monkeypatch, flash)
 
 
 def packed(model: nn.Module):

@@ -13,6 +13,7 @@ from acclimate.models import flash
 from acclimate.models.collate import collate_readings, streams
 from acclimate.models.heads import TaskModel
 from acclimate.tokens.reading import Reader, sheet
+from tests.spies import called
 from tests.test_heads import OBJECTIVES, SENTENCE, SHAPES, gradient, model_of, rows_of
 
 EACH = 2  # choices of a question
@@ -88,9 +89,7 @@ def test_the_encoder_of_an_encoder_decoder_still_reads_rectangles():
 
 @pytest.mark.skipif(not flash.there(), reason="no kernels for bfloat16 here")
 def test_a_head_on_a_decoder_learns_through_the_compiled_attention(monkeypatch: pytest.MonkeyPatch):
-    calls: list[str] = []
-    plain = flash._call
-    monkeypatch.setattr(flash, "_call", lambda name, *given: (calls.append(name), plain(name, *given)))
+    calls = called(monkeypatch, flash)
     model, rows, reader = choosing("llama")
     config = LlamaConfig(**{**model.config.to_dict(), "head_dim": flash.WIDTH})
     wide = TaskModel(LlamaForCausalLM(config).model.to(torch.bfloat16))

@@ -11,6 +11,7 @@ from acclimate.models import frozen_head, kernels, logits, logprobs
 from acclimate.models.collate import collate
 from acclimate.tokens.codec import Encoded
 from tests import tiny
+from tests.spies import called
 
 pytestmark = pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
 SIZES = (logits.LEAST, 1031, 1500, 49152)
@@ -19,10 +20,7 @@ SIZES = (logits.LEAST, 1031, 1500, 49152)
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
     """Every call of the kernels, which go on to answer."""
-    seen: list[str] = []
-    plain = logits._call
-    monkeypatch.setattr(logits, "_call", lambda name, *rest: (seen.append(name), plain(name, *rest))[1])
-    return seen
+    return called(monkeypatch, logits)
 
 
 def some(rows: int, vocab: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from acclimate.models.kernels import using
 from acclimate.models.logprobs import logprobs
 from acclimate.tokens.codec import Encoded
 from tests import tiny
+from tests.spies import called
 
 compiled = pytest.mark.skipif(isinstance(kernels.library(), str), reason=f"no kernels here: {kernels.library()}")
 NEAR = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
@@ -105,8 +106,7 @@ def test_a_model_that_trains_runs_them_and_what_rides_on_them_answers(monkeypatc
         parameter.requires_grad_(".delta." in name)
     batch = collate(model, [Encoded(tuple(range(3, 40)), (False,) * 4 + (True,) * 33)], 2)
     wanted = logprobs(model.double(), batch).detach()
-    names, plain = [], rows._call
-    monkeypatch.setattr(rows, "_call", lambda name, *given, **more: (names.append(name), plain(name, *given, **more)))
+    names = called(monkeypatch, rows)
     ridden = []
     model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: ridden.append(1))
     with gated.lean(model.float()):

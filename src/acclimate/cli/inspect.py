@@ -211,8 +211,8 @@ def show_environment(as_json: bool) -> None:
     import torch
 
     from acclimate.data.sources import cache
-    from acclimate.models import flash, kernels, layers, matrices
     from acclimate.models.precision import choose, device, rate
+    from acclimate.training.decided import decided
 
     table = {
         "acclimate": version("acclimate"),
@@ -223,11 +223,7 @@ def show_environment(as_json: bool) -> None:
         "precision": str(choose("auto", device())).removeprefix("torch."),
         "cpu_gflops_float32": round(rate(torch.float32) / 1e9),
         "cpu_gflops_bfloat16": round(rate(torch.bfloat16) / 1e9),
-        "decoding_products": kernels.describe(),
-        "decoding_steps": layers.describe(),
-        "products": matrices.describe(),
-        "packed_attention": flash.describe(),
-        **_on_cuda(),
+        **decided(),
         "cache": str(cache()),
         **{name: _version(name) for name in LIBRARIES},
     }
@@ -236,23 +232,6 @@ def show_environment(as_json: bool) -> None:
         return
     for name, value in table.items():
         print(f"{name:<20} {value}")
-
-
-def _on_cuda() -> dict[str, str]:
-    """What was decided for a GPU; nothing where there is none."""
-    import torch
-
-    from acclimate.methods import grouped
-    from acclimate.models import compiled, graphs, varlen
-
-    if not torch.cuda.is_available():
-        return {}
-    return {
-        "cuda_attention": varlen.describe(),
-        "cuda_norms_and_gates": compiled.describe(),
-        "cuda_adapters": grouped.describe(),
-        "cuda_decoding": graphs.describe(),
-    }
 
 
 def _version(name: str) -> str:
