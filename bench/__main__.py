@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -23,6 +23,10 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
     The gate is in float32. Where a side does not compute what ours computes, the row says how far it is apart and has no
     times of it. Where this machine multiplies bfloat16 better, the sides that may use it are then set up anew.
     """
+    if work.apart:
+        return together(
+            [measured(name, work.beside(who), folder, repeats, limits) for who in work.sides if who != OURS]
+        )
     sides = _started(name, work.sides, folder)
     found = {who: apart(sides[OURS].parity, side.parity) for who, side in sides.items() if who != OURS}
     equal = {who for who, far in found.items() if all(far[key] <= most for key, most in work.parity.items())} | {OURS}
@@ -57,6 +61,13 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
         "rounded": rounded,
         "unequal": sorted(set(found) - equal),
     }
+
+
+def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of several, each of ours beside one peer; what ours did by itself is as the first one has it."""
+    both = ("precision", "peers", "ratio", "memory_ratio", "parity", "rounded")
+    merged = {name: {key: value for row in reversed(rows) for key, value in row[name].items()} for name in both}
+    return {**rows[0], **merged, "unequal": sorted(who for row in rows for who in row["unequal"])}
 
 
 def offered(name: str, work: Work, kind: str) -> Work | None:

@@ -1,7 +1,7 @@
 """The rows of the benchmark: what is done, who does it, and how near the sides must be before their times count."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.timing import PARITY
@@ -31,6 +31,7 @@ class Work:
 
     quick: the sides that are timed in the precision that this machine multiplies best, by name, each with the one of `sides`
     that stands for it at the gate. The others are timed in float32, as they come. on_cuda: more of them there.
+    apart: ours is set up beside each peer anew, because together they do not fit into memory.
     """
 
     about: str
@@ -42,6 +43,12 @@ class Work:
     )
     quick: Mapping[str, str] = field(default_factory=dict)
     on_cuda: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
+
+    def beside(self, who: str) -> "Work":
+        """Ours and that peer alone, in all precisions."""
+        quick = {name: like for name, like in self.quick.items() if like in (OURS, who)}
+        return replace(self, sides={OURS: self.sides[OURS], who: self.sides[who]}, quick=quick, apart=False)
 
 
 def _sft(way: str, adapter: str, more: Mapping[str, Mapping[str, Any]] | None = None) -> Work:
@@ -112,20 +119,30 @@ def _asked(what: str, pairs: str, endings: int) -> Work:
     )
 
 
-def _aligned(about: str, unit: str, name: str, tuned: Mapping[str, Any], parity: Mapping[str, float]) -> Work:
-    """A row whose peer is TRL's trainer of that name, as it comes and as an expert has it."""
+def _aligned(
+    about: str,
+    unit: str,
+    name: str,
+    tuned: Mapping[str, Any],
+    parity: Mapping[str, float],
+    both: Mapping[str, Any] | None = None,
+    apart: bool = False,
+) -> Work:
+    """A row whose peer is TRL's trainer of that name, as it comes and as an expert has it. both: options of all sides."""
+    same: Mapping[str, Any] = both or {}
     module = "trl_ppo" if name == "ppo" else "trl_alignment"
     environment = "trl_ppo" if name == "ppo" else "trl"
     return Work(
         about,
         unit,
         {
-            OURS: Peer("ours_alignment", name),
-            "trl-default": Peer(module, name, environment),
-            "trl-tuned": Peer(module, name, environment, tuned),
+            OURS: Peer("ours_alignment", name, options=same),
+            "trl-default": Peer(module, name, environment, same),
+            "trl-tuned": Peer(module, name, environment, {**same, **tuned}),
         },
         parity,
         quick=TRL,
+        apart=apart,
     )
 
 
@@ -135,12 +152,20 @@ WORKS: dict[str, Work] = {
     "sft-full": _sft("full", ""),
     "qlora": _qlora(),
     "dpo": _aligned(
-        "DPO with LoRA on articles and two summaries, four pairs an update, the base as the reference; tuned, TRL has asked "
-        "the reference of all rows before the clock starts",
+        "DPO with LoRA on articles and two summaries, four pairs an update, the base as the reference, which every side asks "
+        "within the update",
         "pairs",
         "dpo",
-        {"checkpointing": False, "known": True},
+        {"checkpointing": False},
         {"loss": PARITY, "norm": PARITY},
+    ),
+    "dpo-known": _aligned(
+        "the same; every side has asked the reference of all rows before the clock starts",
+        "pairs",
+        "dpo",
+        {"checkpointing": False},
+        {"loss": PARITY, "norm": PARITY},
+        {"known": True},
     ),
     "reward": _aligned(
         "a reward model with LoRA on the same pairs, four an update, from the same starting head",
@@ -166,6 +191,7 @@ WORKS: dict[str, Work] = {
         "ppo",
         {"value_trunk": False},
         {"reward": PARITY, "kl": PARITY, "ids": 0.0},
+        apart=True,
     ),
     "decode-1": _decode(1),
     "decode-8": _decode(8),

@@ -34,6 +34,7 @@ from acclimate.run.rungs import load
 from acclimate.run.rungs import parse as parse_comparison
 from acclimate.run.sampled import TEMPLATE
 from acclimate.tokens.codec import codec
+from acclimate.training import reference as training_reference
 from acclimate.training.folder import RunFolder, claim
 from acclimate.training.signals import Stop
 from tests.onpolicy import WORDS, films, spread_out, vowels
@@ -101,6 +102,30 @@ def made(home, out, path=None, stop=None, overrides=()):
     carry_base(found)
     carry_rungs(found)
     return comparison(found)
+
+
+def test_another_beta_asks_the_reference_nothing_anew(home, tmp_path, monkeypatch):
+    """Nor do seeds: the table is as it is where each asks for itself."""
+    asked, plain = [], training_reference.base_logprobs
+
+    def counted(*given):
+        asked.append(given)
+        return plain(*given)
+
+    monkeypatch.setattr(training_reference, "base_logprobs", counted)
+    betas = [f"  - {{name: dpo {beta}, objective: {{name: dpo, beta: {beta}}}}}\n" for beta in (0.1, 1.0)]
+    both = write(home, tmp_path / "both.yaml", "rungs:\n" + "".join(betas))
+    found = made(home, tmp_path / "both", both, overrides=["seeds=[0, 1]"])
+    kept = json.loads((tmp_path / "both" / "reference.json").read_text())["rows"]
+    assert len(asked) == len(kept)
+    alone = made(
+        home,
+        tmp_path / "alone",
+        write(home, tmp_path / "alone.yaml", "rungs:\n" + betas[1]),
+        overrides=["seeds=[0, 1]"],
+    )
+    of = [next(row for row in timeless(each)["rows"] if row["name"] == "dpo 1.0") for each in (found, alone)]
+    assert of[0]["scores"] == of[1]["scores"]
 
 
 def answers_of(out, rung):

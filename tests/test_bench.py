@@ -151,6 +151,37 @@ def test_where_bfloat16_is_faster_the_gate_is_in_float32_and_times_are_not(tmp_p
     assert set(row["ratio"]) == {"transformers", "transformers-tuned"}
 
 
+def test_sides_that_do_not_fit_together_are_measured_one_beside_ours(tmp_path, monkeypatch):
+    alive, most = set(), []
+
+    class Started:
+        setting_up = 0.1
+
+        def __init__(self, peer, folder, log):
+            self.peer, self.parity = peer, {"reward": 1.0, "kl": 2.0, "ids": 3}
+            alive.add(self)
+            most.append(len(alive))
+
+        def go(self):
+            return {
+                "seconds": 2.0 if self.peer.module == "ours_alignment" else 8.0 if self.peer.options else 6.0,
+                "units": 2.0,
+            }
+
+        def stop(self):
+            alive.discard(self)
+            return 1000
+
+    monkeypatch.setattr(bench_main, "SideProcess", Started)
+    limits = {"gemm_float32": 1.0, "copy_bytes_per_second": 1.0, "precision": "float32"}
+    row = bench_main.measured("ppo", WORKS["ppo"], tmp_path, 3, limits)
+    assert max(most) == 2
+    assert not alive
+    assert {who: ratio["median"] for who, ratio in row["ratio"].items()} == {"trl-default": 3.0, "trl-tuned": 4.0}
+    assert set(row["peers"]) == set(row["parity"]) == set(row["memory_ratio"]) == {"trl-default", "trl-tuned"}
+    assert row["unequal"] == []
+
+
 def test_a_side_that_ends_leaves_its_row_out_and_the_next_is_measured(tmp_path, monkeypatch, capsys):
     def measured(name, *rest):
         if name == "decode-8":
@@ -279,7 +310,8 @@ def test_dpo_begins_where_a_plain_loop_over_the_material_begins(material):
             for name in ("chosen_ids", "rejected_ids")
         ]
         losses.append(-logsigmoid(0.1 * (ratios[0] - ratios[1])).item())
-    first, second = islice(ours_alignment.dpo(material), 2)
+    (first, second), (known, _) = (islice(ours_alignment.dpo(material, known=known), 2) for known in (False, True))
+    assert known == pytest.approx(first, rel=1e-5)
     assert first["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
     assert first["loss"] != pytest.approx(math.log(2), rel=1e-4)
     assert first["norm"] > 0

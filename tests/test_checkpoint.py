@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -304,10 +306,26 @@ def test_atomic_write_replaces_text_and_bytes(tmp_path: Path) -> None:
 def test_atomic_write_follows_no_link_planted_in_its_way(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / ".report.json.part").symlink_to(victim)
+    (tmp_path / f".report.json.{os.getpid()}.part").symlink_to(victim)
     atomic_write(tmp_path / "report.json", "{}")
     assert victim.read_text() == "precious"
     assert not (tmp_path / "report.json").is_symlink()
+
+
+def test_processes_that_write_one_path_at_once_leave_the_whole_of_one(tmp_path: Path) -> None:
+    write = (
+        "import sys; from pathlib import Path; from acclimate.training.checkpoint import atomic_write\n"
+        "for _ in range(150): atomic_write(Path(sys.argv[1]), sys.argv[2] * 100000)"
+    )
+    path = tmp_path / "kept.json"
+    writers = [subprocess.Popen([sys.executable, "-c", write, str(path), letter]) for letter in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(path.read_text())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen | {path.read_text()} <= {"a" * 100000, "b" * 100000}
+    assert names(tmp_path) == ["kept.json"]
 
 
 # The log

@@ -285,7 +285,7 @@ def test_atomic_write_fails_without_a_trace(tmp_path: Path, number: int) -> None
             assert "needs 4 bytes" in error
         assert path.read_text() == "new!" if not error else path.read_text() in ("old", "new!")
         if failed[-1] == "unlink":
-            (tmp_path / ".report.json.part").unlink(missing_ok=True)
+            (tmp_path / f".report.json.{os.getpid()}.part").unlink(missing_ok=True)
         assert names(tmp_path) == ["report.json"]
     assert path.read_text() == "new!"
     assert set(failed) >= {"open", "fsync", "replace", "unlink"}

@@ -18,12 +18,15 @@ from acclimate.methods.delta import adapt
 from acclimate.models.heads import trunk_with_heads
 from acclimate.models.load import load
 from acclimate.recipe import parse
+from acclimate.run import reference as run_reference
 from acclimate.run.carry import Voice, carry
 from acclimate.run.predict import predict
 from acclimate.run.prepare import prepare
 from acclimate.run.train import groups
 from acclimate.tokens.pairs import reading
 from acclimate.tokens.reading import sheet
+from acclimate.tokens.schedule import plan
+from acclimate.training import reference as training_reference
 from acclimate.training.folder import claim
 from acclimate.training.signals import Stop
 from tests import spelling, tiny
@@ -119,7 +122,7 @@ def test_dpo_through_the_command_line(home, tmp_path, method, capsys):
     first = next(row for row in log_of(out) if row["step"] == 1)
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert {"pair_accuracy", "margin", "reward_chosen", "reward_rejected"} == first["metrics"].keys()
-    assert (out / "reference.json").exists() == (method == "full")
+    assert len(json.loads((out / "reference.json").read_text())["rows"]) > 14
     assert "pair_accuracy: 0.5000 →" in capsys.readouterr().out
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     asked = rows_of(range(100, 114))
@@ -290,6 +293,58 @@ def test_a_method_that_moves_the_base_must_know_its_reference_first(home):
     model = adapt(prepared.model, prepared.recipe.method)
     with pytest.raises(AcclimateError, match="its reference must be asked before training"):
         next(groups(prepared, model, 0, lambda line: None))
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_the_reference_of_every_row_is_asked_once_however_many_epochs(home, tmp_path, monkeypatch, objective):
+    """Of the rows that the steps see and of dev, each by itself; later steps and other measurements ask nothing."""
+    asked, epochs = [], ("training.steps=12", "training.tokens_per_step=800", "training.tokens_per_pass=400")
+    plain = training_reference.base_logprobs
+
+    def counted(model, batch, documents, autocast=None):
+        asked.append(documents)
+        return plain(model, batch, documents, autocast)
+
+    for module in (training_reference, run_reference):
+        monkeypatch.setattr(module, "base_logprobs", counted)
+    run(home, tmp_path / "run", f"objective={objective}", *epochs)
+    kept = json.loads((tmp_path / "run" / "reference.json").read_text())["rows"]
+    prepared = prepare(parse((tmp_path / "run" / "recipe.yaml").read_text()))
+    seen = {row for step in planned(prepared) for row in step}
+    assert len(kept) == len(asked) == len(seen) + len(prepared.dev.rows)
+    assert sum(map(len, planned(prepared))) > 2 * len(seen)
+
+
+def planned(prepared):
+    how = prepared.recipe.training
+    return plan([row.size for row in prepared.train.rows], how.tokens_per_step, how.steps, how.seed)
+
+
+def test_rows_that_no_step_sees_are_not_asked(home, tmp_path):
+    run(home, tmp_path / "run", "training.steps=1", "training.tokens_per_step=120")
+    kept = json.loads((tmp_path / "run" / "reference.json").read_text())["rows"]
+    prepared = prepare(parse((tmp_path / "run" / "recipe.yaml").read_text()))
+    assert len(kept) == len(planned(prepared)[0]) + len(prepared.dev.rows) < len(prepared.train.rows)
+
+
+def test_what_is_asked_once_is_what_every_step_would_be_told(home):
+    """Gradients of an update whose rows know their reference, and of one that asks for it as it goes."""
+    prepared = prepare(parse(RECIPE.replace("{home}", str(home)), "recipe", ["training.precision=float32"]))
+    model = adapt(prepared.model, prepared.recipe.method, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".delta.b"):
+                parameter.normal_(std=0.1)
+    rows, slopes = prepared.train.rows[:4], []
+    known = training_reference.referenced(rows, model, prepared.codec.pad, home / "one-reference.json", "base")
+    for each in (rows, known):
+        batch = run_reference.batch(prepared, model, each)
+        model.zero_grad()
+        prepared.objective(model, batch).total.backward()
+        slopes.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert slopes[0].keys() == slopes[1].keys()
+    for name, slope in slopes[0].items():
+        torch.testing.assert_close(slope, slopes[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_every_combination_of_rows_is_split_by_the_prompt(home):

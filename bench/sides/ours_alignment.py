@@ -22,6 +22,7 @@ from acclimate.tokens.schedule import passes
 from acclimate.training import optim
 from acclimate.training.fit import Step, fit
 from acclimate.training.folder import RunFolder
+from acclimate.training.reference import referenced
 from bench.material import ALIGNED
 from bench.shared import NEW, WEIGHT, WISHED, around, given
 from bench.turns import Side
@@ -31,10 +32,14 @@ GRPO = f"objective: grpo\nrollouts: {{prompts: 4, each: 4, epochs: 1, max_new_to
 PPO = f"objective: ppo\nrollouts: {{prompts: 16, epochs: 2, max_new_tokens: {NEW}, beta: 0.05}}\n{EARNED}"
 
 
-def dpo(folder: Path, batch: int = 4, dtype: str = "float32") -> Side:
-    """One update on `batch` pairs, the reference asked at every step. Units are pairs; parity as in sft."""
+def dpo(folder: Path, batch: int = 4, dtype: str = "float32", known: bool = False) -> Side:
+    """One update on `batch` pairs. known: the reference is asked of all rows before the first, as a run does, and not in
+    each. Units are pairs; parity as in sft."""
     prepared = _prepared(folder, "objective: dpo", dtype)
     model, rows = _adapted(prepared, folder).train(), prepared.train.rows
+    if known:
+        with TemporaryDirectory() as place:
+            rows = referenced(rows, model, prepared.codec.pad, Path(place) / "reference.json", "base")
     sizes = [row.size for row in rows]
     cut = (parts(prepared, model, step, sizes) for step in around(len(rows), batch))
     yield from _told(_steps(prepared, model, (reference.batches(prepared, model, rows, each) for each in cut)), batch)

@@ -35,6 +35,8 @@ from acclimate.training.fit import Step
 from acclimate.training.folder import RunFolder
 from acclimate.training.signals import Stop
 
+REFERENCE = "reference.json"  # what the base said of comparisons, by their content
+
 
 @dataclass(frozen=True)
 class Voice:
@@ -58,28 +60,28 @@ def carry(recipe: Recipe, run: RunFolder, stop: Stop, voice: Voice) -> Path:
         voice.say(f"note: {warning}")
     voice.sample(prepared)
     stop.check("preparation")
-    before = _base(prepared, run, heeding(voice.told, stop), voice)
+    told = heeding(voice.told, stop)
+    before = _base(prepared, run, told, voice)
     stamp = fingerprint(prepared.model)
     prepared, model = installed(prepared)
-    prepared = ready(prepared, model, before.task.answers, run, stamp)
-    counts = parameters(model)
-    voice.say(
-        f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters train ({_name(prepared)})."
-    )
+    prepared = ready(prepared, model, before.task.answers, run.path / REFERENCE, stamp, told)
+    counts, steps = parameters(model), recipe.training.steps
+    shares = f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,}"
+    voice.say(f"{shares} parameters train ({_name(prepared)}).")
     with listening_trackers(prepared, run) as listening:
-        spent = train(prepared, model, run, stop, listening, lambda s: voice.step(s, recipe.training.steps), voice.say)
+        spent = train(prepared, model, run, stop, listening, lambda s: voice.step(s, steps), voice.say)
     settle(model)
     prepared = with_threshold(prepared, model)
     save_adapter(model, prepared.recipe.method, run.path / "adapter", facts_of(prepared, stamp))
     serve = for_answering(model, prepared)
-    after = measure(prepared, serve, heeding(voice.told, stop))
+    after = measure(prepared, serve, told)
     rolled = iterations.facts(prepared, run, before, after)
     facts = {
         **rolled,
         **counts,
         "kept_parameters": parameters(model)["trainable_parameters"],
         "learned": learned(prepared, model),
-        "training": spent_table(spent, recipe.training.steps),
+        "training": spent_table(spent, steps),
         "provenance": provenance(prepared, stamp, licence_of(recipe.model)),
         "machine": machine(model),
         "artifact": artifact_of(run.path / "adapter"),
@@ -97,15 +99,16 @@ def installed(prepared: Prepared) -> tuple[Prepared, nn.Module]:
 
 
 def ready(
-    prepared: Prepared, model: nn.Module, before: Sequence[Output], run: RunFolder, stamp: dict[str, str]
+    prepared: Prepared, model: nn.Module, before: Sequence[Output], kept: Path, stamp: dict[str, str], told: Told
 ) -> Prepared:
     """With what is kept or asked of the model before it trains, where it is compared with itself later.
 
-    before: what the base answered to the test rows, where these are comparisons.
+    before: what the base answered to the test rows, where these are comparisons. kept: the file that holds what it says of
+    the others.
     """
     reference.hold_bias(prepared, model)
     mixed, prepared = autocast(model, prepared.recipe.training), iterations.ready(prepared, model)
-    return reference.with_reference(prepared, model, before, run, stamp["weights"], mixed)
+    return reference.with_reference(prepared, model, before, kept, stamp["weights"], told, mixed)
 
 
 def worded(prepared: Prepared) -> Method:

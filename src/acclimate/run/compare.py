@@ -30,6 +30,7 @@ from acclimate.recipe import Recipe
 from acclimate.rewards.reward import Weighted
 from acclimate.run.borrow import borrowed
 from acclimate.run.carry import (
+    REFERENCE,
     Voice,
     absolute,
     artifact_of,
@@ -342,7 +343,7 @@ def _train(
     before: what the base said of held-out comparisons.
     """
     run, steps = RunFolder(folder, -1), given.recipe.training.steps
-    given = ready(given, model, before, run, bench.stamp)
+    given = ready(given, model, before, bench.out / REFERENCE, bench.stamp, bench.told)
     with ExitStack() as stack:
         listening = stack.enter_context(listening_trackers(given, run)) if resumable else ()
         spent = train(

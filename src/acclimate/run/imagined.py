@@ -26,10 +26,25 @@ ASSUMED = (
 
 
 def imagined(prepared: Prepared) -> Prepared:
-    """The same inputs with such completions, where the run learns from the model's own; others as they are.
+    """The same inputs with such completions, where the run learns from the model's own; and with a reference of 0.
 
     RecipeError for a reward model of completions that nobody has written.
     """
+    return _referenced(_written(prepared))
+
+
+def _referenced(prepared: Prepared) -> Prepared:
+    """Comparisons as if the reference had been asked of them."""
+    if prepared.pairs is None or prepared.head or not prepared.recipe.objective.against:
+        return prepared
+    known = {
+        part: tuple(row._replace(reference=(0.0,) * len(row.every)) for row in getattr(prepared.pairs, part))
+        for part in ("train", "dev")
+    }
+    return with_pairs(prepared, replace(prepared.pairs, **known))
+
+
+def _written(prepared: Prepared) -> Prepared:
     recipe = prepared.recipe
     if rolls(recipe) and prepared.rolled:
         rows = [_full(prompt.row, prepared) for prompt in prepared.rolled.train]

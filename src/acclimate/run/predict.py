@@ -105,7 +105,7 @@ def predict(recipe: Recipe) -> Forecast:
         activation_bytes_per_token=found.kept // heaviest,
         tensors=tensors,
         memory=int(program + tensors + (HOLES if program else 0.1) * (tensors - held)),
-        seconds=(work * tokens + _asked(prepared, tokens)) / speed,
+        seconds=(work * tokens + _asked(prepared, steps)) / speed,
         assumed=ASSUMED if rolls(recipe) or learns(recipe) else "",
     )
 
@@ -151,9 +151,15 @@ def _copied(prepared: Prepared) -> int:
     return sum(tensor.nbytes for tensor in (kept or {}).values())
 
 
-def _asked(prepared: Prepared, tokens: int) -> float:
-    """Tokens of the completions of rollouts that policy and reference are asked about before anything is learned."""
-    return 2 * tokens / prepared.recipe.rollouts.epochs if rolls(prepared.recipe) else 0.0
+def _asked(prepared: Prepared, steps: Sequence[Sequence[int]]) -> float:
+    """Tokens that are read before they are learned from: completions of rollouts by policy and reference, comparisons once
+    by the reference, those of dev besides."""
+    rows, pairs = prepared.train.rows, prepared.pairs
+    if rolls(prepared.recipe):
+        return 2 * sum(rows[i].size for step in steps for i in step) / prepared.recipe.rollouts.epochs
+    if pairs is None or prepared.head or not prepared.recipe.objective.against:
+        return 0.0
+    return sum(rows[i].size for i in {i for step in steps for i in step}) + sum(row.size for row in pairs.dev)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Comparisons on their way through a run: batches with their reference, dev losses, held-out rewards, a reward's zero."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
@@ -22,8 +23,7 @@ from acclimate.objectives.kto import KTO, reference_point
 from acclimate.run.prepare import Prepared, with_pairs
 from acclimate.tokens.codec import Encoded
 from acclimate.tokens.pairs import Compared, Pairs, by_document, paired
-from acclimate.tokens.schedule import passes
-from acclimate.training.folder import RunFolder
+from acclimate.tokens.schedule import passes, plan
 from acclimate.training.reference import base_logprobs, referenced, stands_still, undropped
 
 DEMONSTRATIONS = 500  # training rows whose best completions a reward model's zero is set by
@@ -52,11 +52,19 @@ def batches(
 
 
 def batch(prepared: Prepared, model: nn.Module, rows: Sequence[Compared], numbers: Sequence[int] = ()) -> Pairs:
-    """`rows` as one batch, their prompt read once where they have one and the model can; with their reference if needed."""
+    """`rows` as one batch, their prompt read once where they have one and the model can; with their reference if needed.
+
+    ModelError where the reference would move with the model, and is not known yet.
+    """
     pad = prepared.codec.pad
     made = paired(collate(model, [each for row in rows for each in row.rows], pad, numbers, share=True), rows)
     if made.reference is not None or not prepared.recipe.objective.against:
         return made
+    if not stands_still(model):
+        raise ModelError(
+            "This method moves weights of the model itself, so its reference must be asked before training; "
+            "`acclimate run` does. Train another way, or choose a method that leaves the weights alone, such as lora."
+        )
     asked = [each for row in rows for each in (row.bare[: len(row.rows)] or row.rows)]
     same = made if not rows[0].bare else collate(model, asked, pad, share=True)
     return replace(made, reference=base_logprobs(model, same, len(asked)))
@@ -99,16 +107,6 @@ def dev_loss(prepared: Prepared, model: nn.Module, autocast: torch.dtype | None 
     return total / count
 
 
-def check(prepared: Prepared, model: nn.Module) -> None:
-    """ModelError where the reference would move with the model, and is not known yet."""
-    asked = prepared.recipe.objective.against and not all(row.reference for row in cast(Any, prepared.train.rows))
-    if asked and not stands_still(model):
-        raise ModelError(
-            "This method moves weights of the model itself, so its reference must be asked before training; "
-            "`acclimate run` does. Train another way, or choose a method that leaves the weights alone, such as lora."
-        )
-
-
 def quiet(prepared: Prepared, model: nn.Module) -> None:
     """A policy that is held against a reference trains without dropout."""
     if prepared.recipe.objective.against:
@@ -119,14 +117,15 @@ def with_reference(
     prepared: Prepared,
     model: nn.Module,
     before: Sequence[Output],
-    run: RunFolder,
+    kept: Path,
     stamp: str,
+    told: Callable[[str, int], Callable[[int], None]] = lambda what, count: lambda done: None,
     autocast: torch.dtype | None = None,
 ) -> Prepared:
     """The same inputs with what the base said, where it is needed later. `model` has its method, and has not trained.
 
-    The test part's is what the base `before` was measured to say. Of the training part it is kept in the run folder where
-    the method moves the base itself; elsewhere the base is asked at every step, with the deltas switched off.
+    The test part's is what the base `before` was measured to say. The dev part, and what of the training part the steps
+    will see, are asked once, whatever the epochs; `kept` holds the answers for another try, another rate, another β.
     """
     if prepared.pairs is None or prepared.head is not None:
         return prepared
@@ -135,11 +134,24 @@ def with_reference(
         for row, output in zip(prepared.pairs.test, before[: len(prepared.pairs.test)], strict=True)
     )
     found = replace(prepared.pairs, test=test)
-    if prepared.recipe.objective.against and not stands_still(model):
-        both = (*found.train, *found.dev)
-        known = referenced(both, model, prepared.codec.pad, run.path / "reference.json", stamp, autocast)
-        found = replace(found, train=tuple(known[: len(found.train)]), dev=tuple(known[len(found.train) :]))
+    if prepared.recipe.objective.against:
+        planned = _planned(prepared)
+        asked = (*(found.train[i] for i in planned), *found.dev)
+        known = referenced(
+            asked, model, prepared.codec.pad, kept, stamp, autocast, told("reference (rows)", len(asked))
+        )
+        train = list(found.train)
+        for i, row in zip(planned, known, strict=False):
+            train[i] = row
+        found = replace(found, train=tuple(train), dev=tuple(known[len(planned) :]))
     return with_pairs(prepared, found)
+
+
+def _planned(prepared: Prepared) -> list[int]:
+    """The rows that any step sees."""
+    given = prepared.recipe.training
+    steps = plan([row.size for row in prepared.train.rows], given.tokens_per_step, given.steps, given.seed)
+    return sorted({row for step in steps for row in step})
 
 
 def answering(prepared: Prepared, model: nn.Module) -> PolicyRewards | HeadRewards:

@@ -117,7 +117,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     Raises TrainingError when it cannot be written; what `path` held before is then untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}{_PART}")
+    part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")  # others may write the same path at this moment
     try:
         part.unlink(missing_ok=True)  # so that the file is new, and no link planted there is followed
         _write(part, data)

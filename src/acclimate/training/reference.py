@@ -15,11 +15,10 @@ from acclimate.models.collate import collate
 from acclimate.models.logprobs import logprobs
 from acclimate.models.modes import evaluating
 from acclimate.tokens.batch import Batch
-from acclimate.tokens.codec import Encoded
 from acclimate.tokens.pairs import Compared, by_document
 from acclimate.training.checkpoint import atomic_write
 
-Collated = Callable[[Sequence[Encoded]], Batch]
+KEEP = 256  # rows, behind which what was asked is on disk
 
 
 def stands_still(model: nn.Module) -> bool:
@@ -48,20 +47,28 @@ def base_logprobs(model: nn.Module, batch: Batch, documents: int, autocast: torc
 
 
 def referenced(
-    rows: Sequence[Compared], model: nn.Module, fill: int, kept: Path, stamp: str, autocast: torch.dtype | None = None
+    rows: Sequence[Compared],
+    model: nn.Module,
+    fill: int,
+    kept: Path,
+    stamp: str,
+    autocast: torch.dtype | None = None,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> list[Compared]:
     """The rows with their reference, asked of `model` as it is now, each by itself; what `kept` knows is not asked again.
 
     kept: a JSON file by the content of rows, which template and tokenizer are part of. stamp: the base's fingerprint; a
-    file of another base is written anew.
+    file of another base is written anew, and ours every KEEP rows. tick: is told how many rows more are known.
     """
     known = _known(kept, stamp)
     new = {key: row for row in rows if (key := _key(row)) not in known}
-    for key, row in new.items():
+    tick(len(rows) - len(new))
+    for number, (key, row) in enumerate(new.items(), 1):
         asked = row.bare or row.every
         known[key] = base_logprobs(model, collate(model, asked, fill, share=True), len(asked), autocast).tolist()
-    if new:
-        atomic_write(kept, json.dumps({"base": stamp, "rows": known}))
+        if number % KEEP == 0 or number == len(new):
+            atomic_write(kept, json.dumps({"base": stamp, "rows": known}))
+        tick(1)
     return [row._replace(reference=tuple(known[_key(row)])) for row in rows]
 
 
