@@ -55,8 +55,8 @@ def pairs() -> Iterator[Pair]:
     yield Pair("gate", lambda: nn.functional.silu(wide) * wide, lambda: rows.gate(wide, wide))
     norm = LlamaRMSNorm(HIDDEN).to(BF16).requires_grad_(False)
     yield Pair("norm", lambda: norm(x), lambda: rows.norm(x, norm.weight, norm.variance_epsilon)[0])
-    if flash.there():
-        yield from _attention()
+    for dtype in filter(flash.built, flash.WIDTHS):
+        yield from _attention(dtype)
     said, targets = _some(256, VOCAB), torch.arange(256)
     yield Pair(
         "logits to log-probabilities and shares",
@@ -67,12 +67,12 @@ def pairs() -> Iterator[Pair]:
     yield Pair("likeliest of 32 rows", lambda: step.argmax(-1), lambda: logits.likeliest(step))
 
 
-def _attention() -> Iterator[Pair]:
+def _attention(dtype: torch.dtype) -> Iterator[Pair]:
     pieces = tuple(Piece(start, DOCUMENT, -1) for start in range(0, TOKENS, DOCUMENT))
-    q, k, v = (torch.randn(1, h, TOKENS, D).to(BF16).requires_grad_() for h in (HEADS, GROUPS, GROUPS))
+    q, k, v = (torch.randn(1, h, TOKENS, D).to(dtype).requires_grad_() for h in (HEADS, GROUPS, GROUPS))
 
     def plain() -> Tensor:
-        there, flash.there = flash.there, lambda: False
+        there, flash.there = flash.there, lambda dtype: False
         try:
             return by_document(nn.Module(), q, k, v, None, document_pieces=pieces, is_causal=True)[0]
         finally:
@@ -81,8 +81,11 @@ def _attention() -> Iterator[Pair]:
     def piece() -> Tensor:
         return flash.attend(q, k, v, pieces, True, D**-0.5)
 
-    yield Pair("attention, forth", plain, piece)
-    yield Pair("attention, forth and back", lambda: plain().sum().backward(), lambda: piece().sum().backward())
+    name = str(dtype).removeprefix("torch.")
+    yield Pair(f"attention in {name}, forth", plain, piece)
+    yield Pair(
+        f"attention in {name}, forth and back", lambda: plain().sum().backward(), lambda: piece().sum().backward()
+    )
 
 
 def steps() -> Iterator[Pair]:

@@ -1,8 +1,11 @@
-"""Compiled attention in bfloat16: what plain attention in float64 finds, forth and back, and that it is what runs."""
+"""Compiled attention: what plain attention in float64 finds, forth and back, and that it is what runs."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acclimate.methods import LoRA
 from acclimate.methods.delta import adapt
@@ -14,7 +17,12 @@ from acclimate.tokens.tree import Piece
 from tests import tiny
 from tests.spies import called
 
-compiled = pytest.mark.skipif(not flash.there(), reason="this processor does not multiply pairs of bfloat16")
+BOTH = {torch.float32: 2e-6, torch.bfloat16: 4e-3}  # half a unit of the last place of bfloat16 is 2e-3
+BUILT = [
+    pytest.param(dtype, marks=pytest.mark.skipif(not flash.built(dtype), reason="not compiled here"), id=str(dtype)[6:])
+    for dtype in BOTH
+]
+each = pytest.mark.parametrize("dtype", BUILT)
 
 
 def documents(*lengths: int) -> tuple[Piece, ...]:
@@ -35,11 +43,11 @@ CASES = {
 
 
 def drawn(pieces: tuple[Piece, ...], heads: int, groups: int, d: int, loud: float = 1.0) -> tuple[Tensor, ...]:
-    """Query, key, value as a model lays them out, and a slope; bfloat16."""
+    """Query, key, value as a model lays them out, and a slope; numbers of bfloat16."""
     torch.manual_seed(0)
     time = sum(piece.length for piece in pieces)
     query, key, value, slope = (torch.randn(1, time, n, d) for n in (heads, groups, groups, heads))
-    query, key, value, slope = (x.bfloat16() for x in (loud * query, key, value, slope))
+    query, key, value, slope = (x.bfloat16().float() for x in (loud * query, key, value, slope))
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), slope
 
 
@@ -72,23 +80,23 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-9))
 
 
-@compiled
+@each
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_plain_attention(name):
+def test_it_is_plain_attention(name, dtype):
     pieces, heads, groups, d, causal = CASES[name]
     given = drawn(pieces, heads, groups, d)
     wanted = both_ways(lambda *x: plainly(*x, pieces, causal, d**-0.5), given, torch.float64)
-    found = both_ways(lambda *x: flash.attend(*x, pieces, causal, d**-0.5), given, torch.bfloat16)
+    found = both_ways(lambda *x: flash.attend(*x, pieces, causal, d**-0.5), given, dtype)
     for what, one, other in zip(("output", "query", "key", "value"), found, wanted, strict=True):
-        assert one.dtype == torch.bfloat16
+        assert one.dtype == dtype
         assert one.shape == other.shape
         if other.norm() > 1e-6:  # a document of one token: nothing moves its query or key
-            assert apart(one, other) < 4e-3, what  # half a unit of the last place is 2e-3
+            assert apart(one, other) < BOTH[dtype], what
         else:
             assert one.abs().max() < 1e-2, what
 
 
-@compiled
+@pytest.mark.skipif(not flash.built(torch.bfloat16), reason="not compiled here")
 def test_it_is_nearer_than_pytorch():
     pieces, causal, d = documents(200, 120), True, 64
     given = drawn(pieces, 3, 3, d)
@@ -104,20 +112,20 @@ def test_it_is_nearer_than_pytorch():
         assert apart(one, true) < 1.1 * apart(other, true)
 
 
-@compiled
+@each
 @pytest.mark.parametrize("loud", [1e-3, 30.0, 1e4])
-def test_scores_of_any_size(loud):
+def test_scores_of_any_size(loud, dtype):
     given = drawn(SHARED, 2, 1, 64, loud)
     wanted = both_ways(lambda *x: plainly(*x, SHARED, True, 0.125), given, torch.float64)
-    found = both_ways(lambda *x: flash.attend(*x, SHARED, True, 0.125), given, torch.bfloat16)
+    found = both_ways(lambda *x: flash.attend(*x, SHARED, True, 0.125), given, dtype)
     assert all(x.isfinite().all() for x in found)
     assert apart(found[0], wanted[0]) < 1e-2
 
 
-@compiled
+@each
 @pytest.mark.parametrize("which", range(3))
-def test_a_sick_number_is_not_lost(which):
-    given = [x.clone() for x in drawn(SHARED, 2, 1, 64)]
+def test_a_sick_number_is_not_lost(which, dtype):
+    given = [x.to(dtype, copy=True) for x in drawn(SHARED, 2, 1, 64)]
     given[which][0, 0, 20, 3] = torch.nan
     found = flash.attend(*given[:3], SHARED, True, 0.125)
     assert found[0, 20, 0].isnan().any()
@@ -125,29 +133,29 @@ def test_a_sick_number_is_not_lost(which):
         assert not found[0, :20].isnan().any()
 
 
-@compiled
-def test_what_is_not_seen_may_be_anything():
+@each
+def test_what_is_not_seen_may_be_anything(dtype):
     pieces = documents(70, 70)
     query, key, value, slope = drawn(pieces, 2, 1, 64)
-    before = both_ways(lambda *x: flash.attend(*x, pieces, True, 0.125), (query, key, value, slope), torch.bfloat16)
+    before = both_ways(lambda *x: flash.attend(*x, pieces, True, 0.125), (query, key, value, slope), dtype)
     key, value = key.clone(), value.clone()
     key[:, :, 100:], value[:, :, 100:] = 1e4, -1e4
-    after = both_ways(lambda *x: flash.attend(*x, pieces, True, 0.125), (query, key, value, slope), torch.bfloat16)
+    after = both_ways(lambda *x: flash.attend(*x, pieces, True, 0.125), (query, key, value, slope), dtype)
     assert torch.equal(before[0][:, :100], after[0][:, :100])
     for one, other in zip(before[1:], after[1:], strict=True):
         assert torch.equal(one[:, :, :70], other[:, :, :70])
 
 
-@compiled
-def test_the_same_bits_of_any_layout_and_for_any_number_of_threads():
+@each
+def test_the_same_bits_of_any_layout_and_for_any_number_of_threads(dtype):
     query, key, value, slope = drawn(SHARED, 6, 2, 64)
     whole = [query.contiguous(), key.contiguous(), value.transpose(2, 3).contiguous().transpose(2, 3), slope]
     attend = lambda *x: flash.attend(*x, SHARED, True, 0.125)  # noqa: E731
-    once = both_ways(attend, (query, key, value, slope), torch.bfloat16)
+    once = both_ways(attend, (query, key, value, slope), dtype)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        again = both_ways(attend, tuple(whole), torch.bfloat16)
+        again = both_ways(attend, tuple(whole), dtype)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
@@ -163,7 +171,8 @@ def wide_llama(**more: object) -> nn.Module:
 
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
-    """Every call of the kernels, which go on to answer."""
+    """Every call of the kernels, which go on to answer, whatever a trial said."""
+    monkeypatch.setattr(flash, "there", flash.built)
     return called(monkeypatch, flash)
 
 
@@ -174,31 +183,31 @@ def packed(model: nn.Module):
     return collate(model, rows, 2)
 
 
-@compiled
+@each
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_model_that_trains_in_bfloat16_runs_it_forth_and_back(calls, mixed):
+def test_a_model_that_trains_runs_it_forth_and_back(calls, mixed, dtype):
     model = wide_llama()
     adapt(model, LoRA(2))
     wanted = logprobs(model.double(), packed(model)).detach()
-    model = model.float() if mixed else model.bfloat16()
+    model = model.float() if mixed else model.to(dtype)
     batch = packed(model)
     calls.clear()
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed and dtype == torch.bfloat16):
         found = logprobs(model, batch)
     found.sum().backward()
     assert calls == ["attention_forward"] * 2 + ["attention_backward"] * 2
-    assert (found.double() - wanted).abs().max() < 0.05
+    assert (found.double() - wanted).abs().max() < (0.05 if dtype == torch.bfloat16 else 1e-5)
 
 
-@compiled
-@pytest.mark.parametrize("reason", ["float32", "dropout", "window", "narrow", "no compiler"])
-def test_pytorch_does_it_where_the_kernels_do_not(calls, monkeypatch, reason):
-    if reason == "no compiler":
-        monkeypatch.setattr(flash, "there", lambda: False)
-    model = wide_llama(**{"dropout": {"attention_dropout": 0.5}, "narrow": {"head_dim": 32}}.get(reason, {}))
-    model = (model if reason == "float32" else model.bfloat16()).train()
+@each
+@pytest.mark.parametrize("reason", ["float64", "dropout", "window", "narrow", "slower"])
+def test_pytorch_does_it_where_the_kernels_do_not(calls, monkeypatch, reason, dtype):
+    if reason == "slower":
+        monkeypatch.setattr(flash, "there", lambda dtype: False)
+    model = wide_llama(**{"dropout": {"attention_dropout": 0.5}, "narrow": {"head_dim": 8}}.get(reason, {}))
+    model = (model.double() if reason == "float64" else model.to(dtype)).train()
     if reason == "window":
-        query, key, value, _ = drawn(documents(100), 2, 2, 64)
+        query, key, value = (x.to(dtype) for x in drawn(documents(100), 2, 2, 64)[:3])
         attention.by_document(nn.Module(), query, key, value, None, document_pieces=documents(100), sliding_window=10)
     else:
         batch = packed(model)
@@ -207,9 +216,37 @@ def test_pytorch_does_it_where_the_kernels_do_not(calls, monkeypatch, reason):
     assert calls == []
 
 
+@pytest.mark.parametrize("around", ["no graph", "inference", "mixed precision", "a forecast"])
+def test_a_trial_is_the_same_whoever_asks(monkeypatch, tmp_path, around):
+    """Of numbers, with a graph, in the dtype that is tried; and its answer is kept."""
+    asked = []
+
+    def tried():
+        x = torch.ones(3, requires_grad=True)
+        y = x @ torch.eye(3)
+        y.sum().backward()
+        asked.append((type(x.data), y.dtype, x.grad.tolist()))
+        return 7
+
+    monkeypatch.setattr(kernels, "library", lambda: SimpleNamespace(_name=str(tmp_path / "kernels.so")))
+    inside = {
+        "no graph": torch.no_grad,
+        "inference": torch.inference_mode,
+        "mixed precision": lambda: torch.autocast("cpu", torch.bfloat16),
+        "a forecast": FakeTensorMode,
+    }
+    with inside[around]():
+        assert kernels.kept("some", tried) == 7
+    assert kernels.kept("some", tried) == 7
+    assert asked == [(Tensor, torch.float32, [1.0, 1.0, 1.0])]
+
+
 def test_env_says_what_was_decided():
-    assert flash.describe() == "PyTorch's" or "bfloat16 compiled" in flash.describe()
-    assert flash.there() == (flash.describe() != "PyTorch's")
+    said = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    found = dict(part.strip().split(" ", 1) for part in flash.describe().split(", ") if part.split(" ")[0] in said)
+    assert {name: told.startswith("compiled") for name, told in found.items()} == {
+        name: flash.there(dtype) for name, dtype in said.items()
+    }
 
 
 @pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
@@ -219,4 +256,5 @@ def test_a_processor_without_pairs_has_the_other_kernels(monkeypatch, tmp_path):
     library = kernels.library.__wrapped__()
     assert not isinstance(library, str)
     monkeypatch.setattr(kernels, "library", lambda: library)
-    assert flash._function.__wrapped__("attention_forward") is None
+    found = {dtype: flash._function.__wrapped__("attention_forward", dtype) is not None for dtype in flash.WIDTHS}
+    assert found == {torch.float32: True, torch.bfloat16: False}

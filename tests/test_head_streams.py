@@ -87,11 +87,12 @@ def test_the_encoder_of_an_encoder_decoder_still_reads_rectangles():
     assert not collate_readings(model, readings(reader, rows_of("classify")), reader.codec.pad).packed
 
 
-@pytest.mark.skipif(not flash.there(), reason="no kernels for bfloat16 here")
+@pytest.mark.skipif(not flash.built(torch.bfloat16), reason="no kernels for bfloat16 here")
 def test_a_head_on_a_decoder_learns_through_the_compiled_attention(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(flash, "there", flash.built)
     calls = called(monkeypatch, flash)
     model, rows, reader = choosing("llama")
-    config = LlamaConfig(**{**model.config.to_dict(), "head_dim": flash.WIDTH})
+    config = LlamaConfig(**{**model.config.to_dict(), "head_dim": flash.WIDTHS[torch.bfloat16]})
     wide = TaskModel(LlamaForCausalLM(config).model.to(torch.bfloat16))
     wide.add(model.shape())
     adapt(wide, LoRA(rank=2), beside=Head()).train()

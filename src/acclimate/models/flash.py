@@ -1,53 +1,87 @@
-"""Attention of a packed stream in bfloat16, compiled on the machine that uses it (flash.cpp), where it multiplies pairs.
+"""Attention of a packed stream, compiled on the machine that uses it (flash_float32.cpp, flash_bfloat16.cpp).
 
 Blocks of keys pass by blocks of queries, so that no scores are kept; the way back makes them again from what each query
 added up to. Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4; Dao 2023, arXiv:2307.08691, eq. for the way back.
 A document whose beginning others share is read with the keys of its ancestors in front of its own.
 """
 
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import BFloat16
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from acclimate.models import kernels
-from acclimate.models.kernels import FLOAT, INT, POINTER, bound
+from acclimate.models.kernels import FLOAT, INT, POINTER, for_dtype
 from acclimate.tokens.tree import Piece
 
-Heads = BFloat16[Tensor, "1 heads time d"]
-Groups = BFloat16[Tensor, "1 groups time d"]
-WIDTH = 64  # of which a head's size has to be a multiple
+Heads = Float[Tensor, "1 heads time d"]
+Groups = Float[Tensor, "1 groups time d"]
+WIDTHS = {torch.float32: 16, torch.bfloat16: 64}  # of which a head's size has to be a multiple
 MORE = {"attention_forward": 2, "attention_backward": 6}  # tensors that each is given behind what both are
 
 
-def there() -> bool:
-    """Whether this processor multiplies pairs of bfloat16, and a compiler is at hand."""
-    return _function("attention_forward") is not None
+@cache
+def built(dtype: torch.dtype) -> bool:
+    """Whether there are kernels: a compiler, and for bfloat16 a processor that multiplies pairs of it."""
+    return _function("attention_forward", dtype) is not None
 
 
 @cache
-def _function(name: str) -> Any:
-    return bound(name, *[POINTER] * 6, FLOAT, INT, INT, *[POINTER] * MORE[name])
+def there(dtype: torch.dtype) -> bool:
+    """Whether a trial found them faster than PyTorch's on this machine."""
+    name = f"attention_{str(dtype).removeprefix('torch.')}"
+    return built(dtype) and bool(kernels.kept(name, lambda: _tried(dtype)))
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    return for_dtype(name, dtype, *[POINTER] * 6, FLOAT, INT, INT, *[POINTER] * MORE[name])
+
+
+def _tried(dtype: torch.dtype) -> int:
+    """Forth and back through four documents of 128 tokens, with all threads and by the clock on the wall."""
+    pieces = tuple(Piece(start, 128, -1) for start in range(0, 512, 128))
+    drawn = torch.linspace(-1, 1, 512 * 8 * 64).sin().reshape(1, 512, 8, 64).to(dtype).transpose(1, 2)
+    query, key, value = (part.detach().requires_grad_() for part in torch.split(drawn, [4, 2, 2], dim=1))
+
+    def plain() -> None:
+        for q, k, v in zip(*(torch.split(x, 128, dim=2) for x in (query, key, value)), strict=True):
+            attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            attended.sum().backward()  # type: ignore[no-untyped-call]
+
+    def fast() -> None:
+        attend(query, key, value, pieces, True, 0.125).sum().backward()  # type: ignore[no-untyped-call]
+
+    first, second = kernels.fastest(plain, fast, clock=time.perf_counter, seconds=0.3)
+    return int(kernels.WORTH * second < first)
 
 
 def describe() -> str:
     """What was decided for this machine, in a line."""
-    return f"bfloat16 compiled, for heads of {WIDTH}, {2 * WIDTH}, … numbers" if there() else "PyTorch's"
+    kinds = ((str(dtype).removeprefix("torch."), dtype) for dtype in WIDTHS)
+    return ", ".join(
+        f"{name} compiled, for heads of {WIDTHS[dtype]}, {2 * WIDTHS[dtype]}, … numbers"
+        if there(dtype)
+        else f"{name} PyTorch's"
+        for name, dtype in kinds
+    )
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the kernels can: bfloat16 on the CPU, of heads as wide as they want them."""
-    fits = all(x.dtype == torch.bfloat16 and x.is_cpu and x.shape[-1] == query.shape[-1] for x in (query, key, value))
-    return fits and query.shape[-1] % WIDTH == 0 and there()
+    """Whether the kernels can: of one dtype that they are chosen for, on the CPU, of heads as wide as they want them."""
+    dtype, width = query.dtype, query.shape[-1]
+    fits = all(x.dtype == dtype and x.is_cpu and x.shape[-1] == width for x in (query, key, value))
+    return fits and dtype in WIDTHS and width % WIDTHS[dtype] == 0 and there(dtype)
 
 
 def attend(
     query: Heads, key: Groups, value: Groups, pieces: Sequence[Piece], causal: bool, scale: float
-) -> BFloat16[Tensor, "1 time heads d"]:
-    """Each piece sees itself, and the pieces that it follows; summed in float32, rounded where `flash.cpp` says so."""
+) -> Float[Tensor, "1 time heads d"]:
+    """Each piece sees itself, and the pieces that it follows; summed in float32, bfloat16 rounded where its file says so."""
     return _Attend.apply(query, key, value, tuple(pieces), causal, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -90,4 +124,4 @@ def _call(
     where = torch.tensor(pieces)
     sizes = torch.tensor([len(pieces), query.shape[2], query.shape[1], key.shape[1], query.shape[3]])
     pointers = (x.data_ptr() for x in (*asked, steps, where, sizes))
-    _function(name)(*pointers, scale, causal, torch.get_num_threads(), *(x.data_ptr() for x in more))
+    _function(name, query.dtype)(*pointers, scale, causal, torch.get_num_threads(), *(x.data_ptr() for x in more))

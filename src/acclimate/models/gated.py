@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from acclimate.models import matrices, rows
+from acclimate.models import matrices, rotary, rows
 from acclimate.models.kernels import using
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -22,12 +22,12 @@ PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, layers of `model` that are gated as above hold less, and norms pass over their numbers once (`rows`).
+    """Inside the `with`, layers of `model` that are gated as above hold less; norms and turns pass over numbers once (`rows`).
 
     What rides on them or on their parts goes on to answer: the parts are called as before. Of a frozen base the bits are the
     same with a graph and without.
     """
-    with using(by_token(model.modules())):
+    with using(by_token(model.modules())), rotary.quick(model.modules()):
         yield
 
 

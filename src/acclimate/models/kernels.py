@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from acclimate.data import sources
 
@@ -29,9 +30,11 @@ COMPILER = "g++"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
-    for name in ("kernels", "flash", "step", "rows", "layers", "logits", "matrices")
+    for name in ("kernels", "flash_float32", "flash_bfloat16", "step", "rows", "layers", "logits", "matrices")
 )
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tiles", "products", "rows", "step"))
+HEADERS = tuple(
+    Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tiles", "flash", "products", "rows", "step")
+)
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
@@ -139,11 +142,24 @@ def kept(name: str, tried: Callable[[], int]) -> int:
         if not path.is_file():
             with TemporaryDirectory(dir=path.parent) as folder, suppress(FileExistsError):
                 made = Path(folder) / path.name
-                made.write_text(str(tried()), encoding="utf-8")
+                with _plainly():
+                    made.write_text(str(tried()), encoding="utf-8")
                 os.link(made, path)
         return int(path.read_text(encoding="utf-8"))
     except OSError:
         return 0
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Whatever asks: tensors have content and a graph, and are of the dtype that they are made of."""
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        yield
 
 
 def _tried(dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from acclimate.models import rotary
 from acclimate.models.cache import Past, checked, padded, read, reader
 from acclimate.models.collate import WORTH
 from acclimate.models.kernels import using
@@ -44,7 +45,7 @@ def _streamed(model: nn.Module, prompts: Sequence[Sequence[int]], pad: int, empt
     batch = pack(rows, least=WORTH if outline(model).shares else 0)
     batch = asked(batch, [(row, len(ids), 0, row) for ids, row in numbers.items()]).to(_device(model))
     known, trunk = reader(model), trunk_of(model)
-    with evaluating(model), using(known.quick):
+    with evaluating(model), using(known.quick), rotary.quick(known.modules):
         output = trunk(**{**inputs(model, batch), "use_cache": True, known.memory: empty})
         logits = head_of(model)(output.last_hidden_state.flatten(0, 1)[batch.predict])
     _, mask = padded(prompts, pad, left=True)

@@ -1,4 +1,5 @@
-// What is done to every token by itself: the root-mean-square norm, and the gate of a feed-forward layer. Forth and back.
+// What is done to every token by itself: the root-mean-square norm, the gate of a feed-forward layer, and the turn by which
+// queries and keys know their places. Forth and back.
 #include <cmath>
 
 #include "rows.h"
@@ -46,6 +47,28 @@ static void gate_back(const X* x, const X* u, const X* slope, X* dx, X* du, long
   }
 }
 
+// The halves a and b of each head become a·cos − b·sin and b·cos + a·sin; or, back, what turns that again. steps: of x, from
+// row to row, token to token and head to head; `each`: tokens of cos and sin for each row, 0 where all rows have the same.
+template <class X>
+static void turn(
+    const X* x, const long* steps, const X* cos, const X* sin, X* y, long rows, long tokens, long heads, long d, long each,
+    bool back, int threads) {
+  const long half = d / 2;
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * tokens * heads * d > 65536)
+  for (long at = 0; at < rows * tokens; at++) {
+    const long row = at / tokens, t = at % tokens, place = (row * each + t) * d;
+    for (long h = 0; h < heads; h++) {
+      const X *a = x + row * steps[0] + t * steps[1] + h * steps[2], *b = a + half;
+      X* out = y + (at * heads + h) * d;
+      for (long c = 0; c < half; c += L) {
+        const Floats p = part(a + c), q = part(b + c), up = part(sin + place + c), down = part(sin + place + half + c);
+        put(p * part(cos + place + c) + q * (back ? down : -up), out + c);
+        put(q * part(cos + place + half + c) + p * (back ? -up : down), out + half + c);
+      }
+    }
+  }
+}
+
 #define KERNELS(name, X)                                                                                                    \
   extern "C" void norm_##name(const X* x, const X* w, X* y, float* scale, long rows, long d, float eps, int threads) {        \
     norm(x, w, y, scale, rows, d, eps, threads);                                                                             \
@@ -57,6 +80,11 @@ static void gate_back(const X* x, const X* u, const X* slope, X* dx, X* du, long
   extern "C" void gate_##name(const X* x, const X* u, X* y, long count, int threads) { gate(x, u, y, count, threads); }       \
   extern "C" void gate_back_##name(const X* x, const X* u, const X* slope, X* dx, X* du, long count, int threads) {           \
     gate_back(x, u, slope, dx, du, count, threads);                                                                          \
+  }                                                                                                                         \
+  extern "C" void turn_##name(                                                                                               \
+      const X* x, const long* steps, const X* cos, const X* sin, X* y, long rows, long tokens, long heads, long d, long each,  \
+      int back, int threads) {                                                                                               \
+    turn(x, steps, cos, sin, y, rows, tokens, heads, d, each, back, threads);                                                \
   }
 KERNELS(float32, float)
 KERNELS(bfloat16, uint16_t)

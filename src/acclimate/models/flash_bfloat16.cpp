@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "flash.h"
 #include "tiles.h"
 
 typedef uint16_t Half;
@@ -118,22 +119,7 @@ static inline __mmask16 seen(long key, long first, bool causal) {
   return !causal || key <= first ? 0xffff : key - first > 15 ? 0 : __mmask16(0xffff << (key - first));
 }
 
-struct Rows {  // of one head: `row(t)` has d numbers
-  const Half* start;
-  long step;
-  const Half* row(long t) const { return start + t * step; }
-};
-
-struct Piece {
-  long start, length, parent;
-};
-
-struct Shape {
-  const Piece* pieces;
-  long count, tokens, heads, groups, d;  // groups: heads of keys and values
-  float scale;
-  bool causal;
-};
+typedef Rows<Half> Line;
 
 // The keys that a piece sees, those of its ancestors first; `own` of them are not its own.
 struct Seen {
@@ -143,12 +129,10 @@ struct Seen {
   std::vector<Pair> pairs;         // (d, whole rounded up to N, halved), of two neighbours' numbers
   long line = 0;                   // pairs of a row
 
-  Seen(const Shape& s, long piece, Rows k, Rows v, bool pair_keys) {
-    std::vector<long> way;
-    for (long p = piece; p >= 0; p = s.pieces[p].parent) way.push_back(p);
-    for (auto p = way.rbegin(); p != way.rend(); p++) {
+  Seen(const Shape& s, long piece, Line k, Line v, bool pair_keys) {
+    for (long p : s.way(piece)) {
       own = places.size();
-      for (long t = 0; t < s.pieces[*p].length; t++) places.push_back(s.pieces[*p].start + t);
+      for (long t = 0; t < s.pieces[p].length; t++) places.push_back(s.pieces[p].start + t);
     }
     whole = places.size();
     const long all = (whole + N - 1) / N * N;
@@ -170,7 +154,7 @@ struct Seen {
 };
 
 // Up to N rows as pairs along d with rows side by side, (d / 2, N); and, where asked, as pairs of rows, (N / 2, d).
-static void packed(Rows x, long start, long count, long d, Pair* along, Pair* across) {
+static void packed(Line x, long start, long count, long d, Pair* along, Pair* across) {
   static const Half none[16] = {};
   const auto at = [&](long i, long c) { return i < count ? x.row(start + i) + c : none; };
   for (long i = 0; i < N; i += 16)
@@ -210,7 +194,7 @@ static void scores(const Shape& s, const Seen& held, long j, long need, long fir
     }
 }
 
-static void forward(const Shape& s, long piece, Rows q, Rows k, Rows v, Half* out, float* lse) {
+static void forward(const Shape& s, long piece, Line q, Line k, Line v, Half* out, float* lse) {
   const long d = s.d, start = s.pieces[piece].start, length = s.pieces[piece].length;
   Seen held(s, piece, k, v, false);
   std::vector<Pair> query(d / 2 * N), share(N / 2 * N);
@@ -255,7 +239,7 @@ static void forward(const Shape& s, long piece, Rows q, Rows k, Rows v, Half* ou
 
 // dq like out; dk and dv (tokens, d) of this head are added to.
 static void backward(
-    const Shape& s, long piece, Rows q, Rows k, Rows v, Rows out, Rows slope, const float* lse, Half* dq, float* dk, float* dv) {
+    const Shape& s, long piece, Line q, Line k, Line v, Line out, Line slope, const float* lse, Half* dq, float* dk, float* dv) {
   const long d = s.d, start = s.pieces[piece].start, length = s.pieces[piece].length;
   Seen held(s, piece, k, v, true);
   std::vector<float> keys(held.keys.size()), values(held.keys.size()), score(N * N), rise(N * N), sum(d * N);
@@ -310,39 +294,30 @@ static void backward(
     }
 }
 
-static Rows head(const Half* x, const long* steps, long h) { return Rows{x + h * steps[1], steps[0]}; }
-
 // steps: from token to token and from head to head of q, k and v. out (tokens, heads, d), lse (heads, tokens) in log2.
-extern "C" void attention_forward(
+extern "C" void attention_forward_bfloat16(
     const Half* q, const Half* k, const Half* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
     int threads, Half* out, float* lse) {
-  const Shape s{(const Piece*)pieces, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], scale, bool(causal)};
+  const Shape s(pieces, sizes, scale, causal);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long unit = 0; unit < s.count * s.heads; unit++) {
-    const long piece = unit / s.heads, h = unit % s.heads, g = h / (s.heads / s.groups);
+    const long piece = unit / s.heads, h = unit % s.heads, g = s.group(h);
     forward(s, piece, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), out + h * s.d, lse + h * s.tokens);
   }
 }
 
 // out and slope (tokens, heads, d), dq like them; dk and dv (heads, tokens, d) hold zeros. A tree's head is one thread's.
-extern "C" void attention_backward(
+extern "C" void attention_backward_bfloat16(
     const Half* q, const Half* k, const Half* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
     int threads, const Half* out, const float* lse, const Half* slope, Half* dq, float* dk, float* dv) {
-  const Shape s{(const Piece*)pieces, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], scale, bool(causal)};
-  std::vector<long> root(s.count), roots;
-  for (long p = 0; p < s.count; p++) {
-    const long parent = s.pieces[p].parent;
-    if (parent < 0) roots.push_back(p);
-    root[p] = parent < 0 ? p : root[parent];
-  }
+  const Shape s(pieces, sizes, scale, causal);
+  const std::vector<std::vector<long>> trees = s.trees();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long unit = 0; unit < long(roots.size()) * s.heads; unit++) {
-    const long h = unit % s.heads, g = h / (s.heads / s.groups), own = h * s.tokens * s.d, step = s.heads * s.d;
-    const Rows whole{out + h * s.d, step}, down{slope + h * s.d, step};
-    for (long p = 0; p < s.count; p++)
-      if (root[p] == roots[unit / s.heads])
-        backward(s, p, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), whole, down, lse + h * s.tokens,
-                 dq + h * s.d, dk + own, dv + own);
+  for (long unit = 0; unit < long(trees.size()) * s.heads; unit++) {
+    const long h = unit % s.heads, g = s.group(h), own = h * s.tokens * s.d, step = s.heads * s.d;
+    for (long p : trees[unit / s.heads])
+      backward(s, p, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), {out + h * s.d, step}, {slope + h * s.d, step},
+               lse + h * s.tokens, dq + h * s.d, dk + own, dv + own);
   }
 }
 #endif
