@@ -16,7 +16,7 @@ from acclimate.evaluation.rollouts import Rewarded
 from acclimate.recipe import parse
 from acclimate.rewards import Function
 from acclimate.rewards.rollout import Rollouts
-from acclimate.run.carry import installed, ready
+from acclimate.run.carry import REFERENCE, installed, ready
 from acclimate.run.draw import drawn
 from acclimate.run.rollouts import encode
 from acclimate.run.train import train
@@ -131,7 +131,7 @@ def recipe_of(home, task, seed, *words):
 def trained(recipe, folder):
     run = RunFolder(folder, -1)
     prepared, model = installed(drawn(recipe, folder, lambda line: None, lambda: None))
-    prepared = ready(prepared, model, (), run, {"weights": ""})
+    prepared = ready(prepared, model, (), folder / REFERENCE, {"weights": ""}, lambda what, n: lambda done: None)
     train(prepared, model, run, Stop(), (), lambda step: None, lambda line: None, resumable=False)
     return prepared, model
 

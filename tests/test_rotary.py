@@ -56,6 +56,22 @@ def test_it_is_transformers_own(shape, dtype):
 
 
 @compiled
+def test_mixed_precision_turns_by_cosines_of_float32_and_rounds_once():
+    query, key, cos, sin, slope = given(1, 2, 40, 64, 1)
+    query, key = query.bfloat16(), key.bfloat16()
+    assert not rotary.serves(query, key, cos, sin)
+    query.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rotary.serves(query, key, cos, sin)
+        found = rotary.turn(query, cos, sin)
+        wanted = modeling_llama.apply_rotary_pos_emb(query, key, cos, sin)[0].bfloat16()
+    assert (found == wanted).double().mean() > 0.99  # and the others by one unit of the last place
+    assert apart(found.detach(), wanted.detach().double()) < 1e-3
+    (mine,), (other,) = (torch.autograd.grad(y, query, slope.bfloat16()) for y in (found, wanted))
+    assert apart(mine, other.double()) < NEAR[torch.bfloat16]
+
+
+@compiled
 def test_a_turn_back_undoes_it():
     query, _, cos, sin, _ = given(1, 1, 40, 64, 1)
     cos[..., 32:], sin[..., 32:] = cos[..., :32], sin[..., :32]
@@ -75,6 +91,7 @@ def test_files_that_turn_so_are_known(file):
 def test_one_that_turns_neighbours_is_not_known():
     assert not rotary._known(modeling_cohere.apply_rotary_pos_emb)
     assert not rotary._known(None)
+    assert not rotary._known(lambda q, k, cos, sin, ids: (q, k))
 
 
 def turned_by(model: torch.nn.Module) -> torch.Tensor:
@@ -102,6 +119,7 @@ def wide(dtype: torch.dtype) -> torch.nn.Module:
 def test_a_model_that_trains_runs_it_forth_and_back(monkeypatch, dtype):
     model, calls = wide(dtype), called(monkeypatch, rotary)
     plain, file = turned_by(model), modeling_llama.apply_rotary_pos_emb
+    rotary._known(file)  # which tries it, once
     calls.clear()
     with lean(model):
         found = turned_by(model)
@@ -143,8 +161,10 @@ def test_transformers_does_it_where_the_kernel_does_not(monkeypatch, reason):
         plain = lambda q, k, cos, sin, *rest: (q, k)  # noqa: E731
         assert rotary._turned(plain, query, key, cos, sin) == (query, key)
     else:
-        more = (1,) if reason == "asked otherwise" else ()
-        found = rotary._turned(modeling_llama.apply_rotary_pos_emb, query, key, cos, sin, *more)
-        wanted = modeling_llama.apply_rotary_pos_emb(query, key, cos, sin)
+        if reason == "asked otherwise":
+            query, key = (x.transpose(1, 2) for x in (query, key))
+        axis = 2 if reason == "asked otherwise" else 1
+        found = rotary._turned(modeling_llama.apply_rotary_pos_emb, query, key, cos, sin, axis)
+        wanted = modeling_llama.apply_rotary_pos_emb(query, key, cos, sin, axis)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
     assert calls == []

@@ -56,6 +56,39 @@ def test_a_norm_is_the_modules_own(kind, dtype, shape):
 
 @compiled
 @pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("shape", [(1, 1, 48), (3, 700, 48), (5, 320)])
+def test_a_weight_that_trains_has_the_gradient_of_the_modules_own(dtype, shape):
+    torch.manual_seed(0)
+    module = norm(LlamaRMSNorm, dtype, shape[-1]).requires_grad_()
+    x, slope = (torch.randn(shape).to(dtype) for _ in range(2))
+    wide, weight = x.double().requires_grad_(), module.weight.detach().double().requires_grad_()
+    y = weight * wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
+    y.backward(slope.double())
+    asked = x.clone().requires_grad_()
+    with using(rows.norms([module])):
+        module(asked).backward(slope)
+    assert module.weight.grad.dtype == dtype
+    assert apart(module.weight.grad, weight.grad) < NEAR[dtype]
+    assert apart(asked.grad, wide.grad) < NEAR[dtype]
+
+
+@compiled
+def test_the_gradient_of_a_weight_has_the_same_bits_for_any_number_of_threads():
+    torch.manual_seed(0)
+    x, slope, scale, weight = torch.randn(900, 112), torch.randn(900, 112), torch.rand(900), torch.ones(112)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(rows.weight_slope(x, weight, slope, scale))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", NEAR)
 def test_a_gate_is_the_activations_own(dtype):
     torch.manual_seed(0)
     x, up, slope = (torch.randn(3, 70, 64).to(dtype) for _ in range(3))

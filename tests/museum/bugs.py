@@ -403,7 +403,7 @@ BUGS = {
         "G29",
         "tf#27820",
         "training/checkpoint.py",
-        'part = path.with_name(f".{path.name}{_PART}")',
+        'part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")',
         "part = path",
         "test_checkpoint_crashes.py::test_atomic_write_fails_without_a_trace",
     ),

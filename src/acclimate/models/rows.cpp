@@ -30,6 +30,22 @@ static void norm_back(const X* x, const X* w, const X* slope, const float* scale
   }
 }
 
+// slope of w: threads have columns of their own, so that sums are in the order of the rows whatever their number.
+template <class X>
+static void norm_weight(const X* x, const X* slope, const float* scale, X* out, long rows, long d, int threads) {
+  constexpr int each = 4;  // vectors that are read together: a line of memory or more
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * d > 65536)
+  for (long c = 0; c < d; c += each * L) {
+    Floats sums[each] = {};
+    for (long r = 0; r < rows; r++)
+      for (long v = 0; v < each && c + v * L < d; v++) {
+        const long at = r * d + c + v * L;
+        sums[v] += part(slope + at) * rounded(part(x + at) * scale[r], x);
+      }
+    for (long v = 0; v < each && c + v * L < d; v++) put(sums[v], out + c + v * L);
+  }
+}
+
 // y = x σ(x) · u
 template <class X>
 static void gate(const X* x, const X* u, X* y, long count, int threads) {
@@ -49,9 +65,9 @@ static void gate_back(const X* x, const X* u, const X* slope, X* dx, X* du, long
 
 // The halves a and b of each head become a·cos − b·sin and b·cos + a·sin; or, back, what turns that again. steps: of x, from
 // row to row, token to token and head to head; `each`: tokens of cos and sin for each row, 0 where all rows have the same.
-template <class X>
+template <class X, class Y>
 static void turn(
-    const X* x, const long* steps, const X* cos, const X* sin, X* y, long rows, long tokens, long heads, long d, long each,
+    const X* x, const long* steps, const Y* cos, const Y* sin, X* y, long rows, long tokens, long heads, long d, long each,
     bool back, int threads) {
   const long half = d / 2;
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * tokens * heads * d > 65536)
@@ -77,14 +93,23 @@ static void turn(
       const X* x, const X* w, const X* slope, const float* scale, X* out, long rows, long d, int threads) {                  \
     norm_back(x, w, slope, scale, out, rows, d, threads);                                                                    \
   }                                                                                                                         \
+  extern "C" void norm_weight_##name(                                                                                        \
+      const X* x, const X* slope, const float* scale, X* out, long rows, long d, int threads) {                              \
+    norm_weight(x, slope, scale, out, rows, d, threads);                                                                     \
+  }                                                                                                                         \
   extern "C" void gate_##name(const X* x, const X* u, X* y, long count, int threads) { gate(x, u, y, count, threads); }       \
   extern "C" void gate_back_##name(const X* x, const X* u, const X* slope, X* dx, X* du, long count, int threads) {           \
     gate_back(x, u, slope, dx, du, count, threads);                                                                          \
-  }                                                                                                                         \
+  }
+
+#define TURN(name, X, Y)                                                                                                    \
   extern "C" void turn_##name(                                                                                               \
-      const X* x, const long* steps, const X* cos, const X* sin, X* y, long rows, long tokens, long heads, long d, long each,  \
+      const X* x, const long* steps, const Y* cos, const Y* sin, X* y, long rows, long tokens, long heads, long d, long each,  \
       int back, int threads) {                                                                                               \
     turn(x, steps, cos, sin, y, rows, tokens, heads, d, each, back, threads);                                                \
   }
 KERNELS(float32, float)
 KERNELS(bfloat16, uint16_t)
+TURN(float32, float, float)
+TURN(bfloat16, uint16_t, uint16_t)
+TURN(mixed, uint16_t, float)

@@ -16,7 +16,13 @@ from acclimate.models import compiled, kernels
 from acclimate.models.kernels import FLOAT, INT, LONG, POINTER, for_dtype
 
 WIDTH = 16  # of which the numbers of a token have to be a multiple
-ARGUMENTS = {"norm": (4, 2, True), "norm_back": (5, 2, False), "gate": (3, 1, False), "gate_back": (5, 1, False)}
+ARGUMENTS = {
+    "norm": (4, 2, True),
+    "norm_back": (5, 2, False),
+    "norm_weight": (4, 2, False),
+    "gate": (3, 1, False),
+    "gate_back": (5, 1, False),
+}
 
 
 @cache
@@ -64,7 +70,8 @@ def _known(kind: Hashable) -> bool:
 def _forward(module: Any) -> Callable[[Tensor], Tensor]:
     def forward(hidden_states: Tensor) -> Tensor:
         weight = module.weight
-        if (weight.requires_grad and torch.is_grad_enabled()) or not serves(hidden_states, weight):
+        trains = weight.requires_grad and torch.is_grad_enabled()
+        if not serves(hidden_states, weight) or (trains and hidden_states.is_cuda):
             return type(module).forward(module, hidden_states)  # type: ignore[no-any-return]
         return _Norm.apply(hidden_states, weight, module.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -80,10 +87,12 @@ class _Norm(torch.autograd.Function):
         return y.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
-        """Of x alone."""
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Of x, and of the weight where it trains."""
         x, weight, scale = ctx.saved_tensors
-        return norm_slope(x, weight, slopes[0].contiguous(), scale), None, None
+        slope = slopes[0].contiguous()
+        own = weight_slope(x, weight, slope, scale) if ctx.needs_input_grad[1] else None
+        return norm_slope(x, weight, slope, scale), own, None
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -102,6 +111,13 @@ def norm_slope(x: Tensor, weight: Tensor, slope: Tensor, scale: Tensor) -> Tenso
         return compiled.run("norm_back", *flat, weight, scale).view(x.shape)  # type: ignore[no-any-return]
     found = torch.empty_like(x)
     _call("norm_back", x, weight, slope, scale, found, numbers=(len(scale), x.shape[-1]))
+    return found
+
+
+def weight_slope(x: Tensor, weight: Tensor, slope: Tensor, scale: Tensor) -> Tensor:
+    """The slope of the weight of a norm, (d,)."""
+    found = torch.empty_like(weight)
+    _call("norm_weight", x, slope, scale, found, numbers=(len(scale), x.shape[-1]))
     return found
 
 

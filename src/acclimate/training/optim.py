@@ -25,7 +25,7 @@ def adamw(
     filled = [group for group in groups if group["params"]]
     if pages is not None:
         return PagedAdamW(filled, rate, betas, eps, pages)
-    return torch.optim.AdamW(filled, lr=rate, betas=betas, eps=eps)
+    return torch.optim.AdamW(filled, lr=rate, betas=betas, eps=eps, fused=True)  # one pass over each tensor
 
 
 def state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -48,4 +48,4 @@ def restore(
         if key in kept:  # in its pages
             kept[key].copy_(tensor)
         else:
-            kept[key] = tensor if key == "step" else tensor.to(parameters[name].device)
+            kept[key] = tensor.to(parameters[name].device)

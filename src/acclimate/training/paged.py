@@ -28,7 +28,7 @@ class PagedAdamW(torch.optim.AdamW):
     def __init__(
         self, groups: Iterable[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float, folder: Path
     ) -> None:
-        super().__init__(groups, lr=rate, betas=betas, eps=eps)
+        super().__init__(groups, lr=rate, betas=betas, eps=eps, fused=True)
         owned = [p for group in self.param_groups for p in group["params"]]
         self._pages = _file(folder, sum(_room(p) for p in owned) * len(STATES))
         place = 0
@@ -52,10 +52,10 @@ class PagedAdamW(torch.optim.AdamW):
 
     def _update(self, parameter: nn.Parameter) -> None:
         home = self.state[parameter]
-        near = {key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in home.items()}
+        near = {key: tensor.to(parameter.device) for key, tensor in home.items()}
         self.state[parameter] = near
         super().step()
-        for key in STATES:
+        for key in home:
             home[key].copy_(near[key])  # on the CPU the tensor itself, of which nothing is copied
         self.state[parameter] = home
         self._pages.madvise(mmap.MADV_DONTNEED)
