@@ -13,8 +13,9 @@ from acclimate.methods.delta import adapt, disabled, snapshot
 from acclimate.models.logprobs import logprobs
 from acclimate.models.policy import add_value_head, drop_value_head, score
 from acclimate.objectives.ppo import GRPO, PPO, RLOO, Pretraining, clipped, clipped_square, schulman
+from acclimate.rewards import rollout
 from acclimate.rewards.reward import Mark, Weighted, whole
-from acclimate.rewards.rollout import Prompt, Rollouts, adapted, collect, experiences, place_of, settled
+from acclimate.rewards.rollout import Prompt, Rollouts, adapted, collect, experiences, once, place_of, settled
 from acclimate.tokens.batch import pack
 from acclimate.tokens.codec import Encoded, codec
 from acclimate.training.fit import fit
@@ -172,6 +173,48 @@ def test_the_gradient_does_not_depend_on_how_the_update_is_cut(learner, in_rows)
         assert whole_count == (8 if in_rows else sum(buffer.lengths))
     assert torch.allclose(*gradients, atol=1e-10)
     assert gradients[0].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("learner", [GRPO(), RLOO()], ids=["grpo", "rloo"])
+@pytest.mark.parametrize("budget", [10_000, 25])
+def test_what_is_learned_from_once_is_learned_without_asking_before(monkeypatch, learner, budget):
+    """The same completions, gradients and KL as where the policy is asked first; of one update every ratio is 1."""
+    how, found, seen = replace(HOW, epochs=1, parts=1, beta=0.0 if learner.in_reward else 0.1), [], []
+    asked = rollout.policy.score_to_the_end
+    monkeypatch.setattr(rollout.policy, "score_to_the_end", lambda *given: (seen.append(given), asked(*given))[1])
+    assert once(how, learner)
+    for own in (True, False):
+        monkeypatch.setattr(rollout, "once", lambda *_, own=own: own)
+        model = moved(policy(valued=False))
+        buffer = gathered(model, learner, how, beta=how.beta)
+        assert ("rollout_kl" in buffer.told) == bool(seen) == (not own)
+        model.zero_grad()
+        done = [learner(model, e) for e in experiences(model, buffer, range(8), how, READER, budget, own)]
+        sum(loss.total for loss in done).backward()
+        metrics = {name: sum(float(loss.metrics[name]) for loss in done) / 8 for name in done[0].metrics}
+        metrics |= {"total": sum(float(loss.total.detach()) for loss in done), **buffer.told}
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((gradient, metrics, buffer.columns["advantages"]))
+    (mine, said, better), (wanted, told, best) = found
+    torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(better, best)
+    assert said.keys() == told.keys()
+    assert said == pytest.approx(told, abs=1e-6)  # told in float32
+    assert abs(told["rollout_kl"]) > 1e-3
+
+
+def test_who_has_to_be_asked_before():
+    single = Rollouts(epochs=1, parts=1, beta=0.1)
+    assert once(single, GRPO())
+    assert once(replace(single, beta=0.0), RLOO())
+    for how, learner in (
+        (single, PPO()),  # values
+        (single, RLOO()),  # the penalty is in the reward
+        (replace(single, target=1.0), GRPO()),  # the next penalty is made of this KL
+        (replace(single, epochs=2), GRPO()),
+        (replace(single, parts=2), GRPO()),
+    ):
+        assert not once(how, learner)
 
 
 def test_the_losses_by_hand():

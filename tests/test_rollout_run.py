@@ -1,6 +1,7 @@
 """From prompts to a report: PPO, GRPO and RLOO through the command line; broken off anywhere and resumed; refused."""
 
 import json
+from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import pairwise
 from statistics import fmean
@@ -77,6 +78,24 @@ def recipe_of(home, *overrides):
     return parse(
         RECIPE.replace("{home}", str(home)), "recipe", [word.replace("{home}", str(home)) for word in overrides]
     )
+
+
+def test_an_iteration_of_one_update_reports_what_every_other_does(home, tmp_path):
+    """Its KL among it, which the update itself has found; and a run that is killed ends with the same bits."""
+    words = ["objective=grpo", "rollouts.epochs=1", "rollouts.parts=1", "rollouts.target=0"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for out, voice in ((straight, QUIET), (broken, killed_after(4))):
+        with suppress(Killed), claim(out, resume=False) as folder:
+            carry(recipe_of(home, *words), folder, Stop(), voice)
+    with claim(broken, resume=True) as folder:
+        carry(recipe_of(home, *words), folder, Stop(), QUIET)
+    rolled = json.loads((straight / "report.json").read_text())["rollouts"]["iterations"]
+    assert len(rolled) == 10
+    assert all(row.keys() >= TOLD | SEEN | {"clip_fraction"} for row in rolled)
+    assert rolled[0]["rollout_kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(rolled[-1]["rollout_kl"]) > 1e-4
+    assert {(row["clip_fraction"], row["step_kl"]) for row in rolled} == {(0.0, 0.0)}
+    assert (straight / "log.jsonl").read_bytes() == (broken / "log.jsonl").read_bytes()
 
 
 def run(home, out, *overrides, voice=QUIET, stop=None):

@@ -78,7 +78,8 @@ def _on_policy(folder: Path, objective: str, dtype: str) -> Side:
         steps = _steps(prepared, model, groups)
         with patch.object(rollout, "sampled", lambda *_: [Generated(tuple(ids), (), "length") for ids in written]):
             first = next(steps)
-        yield {"norm": first.norm, "reward": told["reward"], "kl": told["rollout_kl"], "ids": sum(map(len, written))}
+        kl = {**first.metrics, **told}["rollout_kl"]
+        yield {"norm": first.norm, "reward": told["reward"], "kl": kl, "ids": sum(map(len, written))}
         updates = prepared.recipe.rollouts.updates
         for _ in range(updates - 1):
             next(steps)

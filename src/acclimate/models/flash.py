@@ -62,13 +62,9 @@ def _tried(dtype: torch.dtype) -> int:
 
 def describe() -> str:
     """What was decided for this machine, in a line."""
-    kinds = ((str(dtype).removeprefix("torch."), dtype) for dtype in WIDTHS)
-    return ", ".join(
-        f"{name} compiled, for heads of {WIDTHS[dtype]}, {2 * WIDTHS[dtype]}, … numbers"
-        if there(dtype)
-        else f"{name} PyTorch's"
-        for name, dtype in kinds
-    )
+    said = {dtype: f"compiled for heads of {width}, {2 * width}, …" for dtype, width in WIDTHS.items()}
+    chosen = {str(dtype).removeprefix("torch."): told if there(dtype) else "PyTorch's" for dtype, told in said.items()}
+    return "; ".join(f"{name} {told}" for name, told in chosen.items())
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:

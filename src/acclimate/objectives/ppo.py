@@ -29,17 +29,22 @@ Flat = Float[Tensor, " n"]
 class Experience:
     """Sampled completions and what is learned from each of their tokens, each (n,) like `batch.targets`.
 
-    logprob: under the policy that sampled, at `temperature`. reference: under the reference. values: before each token.
+    logprob: under the policy that sampled, at `temperature`; None where that is the one that learns. reference: under the
+    reference. values: before each token.
     """
 
     batch: Batch
-    logprob: Tensor
+    logprob: Tensor | None
     reference: Tensor
     advantages: Tensor
     returns: Tensor
     values: Tensor
     temperature: float = 1.0
     beta: float = 0.0
+
+    def before(self, now: Scored) -> Flat:
+        """(n,) log-probabilities under the policy that sampled."""
+        return now.logprob.detach() if self.logprob is None else self.logprob
 
     @property
     def tokens(self) -> int:
@@ -108,7 +113,7 @@ class PPO:
         if isinstance(given, Pretraining):
             return given.loss(model)
         now = score(model, given.batch, given.temperature, spread=self.entropy > 0)
-        policy, cut = clipped(now.logprob - given.logprob, given.advantages, self.clip)
+        policy, cut = clipped(now.logprob - given.before(now), given.advantages, self.clip)
         value = clipped_square(now.value, given.values, given.returns, self.value_clip)
         total = policy.sum() + self.value_weight * value.sum() - self.entropy * now.entropy.sum()
         error = (now.value.detach() - given.returns).square()
@@ -135,11 +140,10 @@ class GRPO:
     def __call__(self, model: nn.Module, given: Experience) -> Loss:
         """The sum over completions."""
         now = score(model, given.batch, given.temperature)
-        policy, cut = clipped(now.logprob - given.logprob, given.advantages, self.clip)
+        policy, cut = clipped(now.logprob - given.before(now), given.advantages, self.clip)
         per_token = policy + given.beta * schulman(now.logprob, given.reference)
         loss = by_row(-per_token, given.batch.owner, len(given.batch.lengths))
-        watched = {"clip_fraction": cut, **drift(now, given)}
-        return replace(loss, metrics=in_rows(watched, given.batch))
+        return replace(loss, metrics=by_completion({"clip_fraction": cut}, now, given))
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,9 @@ class RLOO:
         """The sum over completions."""
         now = score(model, given.batch, given.temperature)
         rows, owner = len(given.batch.lengths), given.batch.owner
-        change = now.logprob.new_zeros(rows).index_add(0, owner, now.logprob - given.logprob)
+        change = now.logprob.new_zeros(rows).index_add(0, owner, now.logprob - given.before(now))
         mine = given.advantages.new_zeros(rows).index_copy(0, owner, given.advantages)
-        return Loss(-(change.exp() * mine).sum(), torch.tensor(rows), in_rows(drift(now, given), given.batch))
+        return Loss(-(change.exp() * mine).sum(), torch.tensor(rows), by_completion({}, now, given))
 
 
 def clipped(change: Flat, advantages: Flat, clip: float) -> tuple[Flat, Flat]:
@@ -190,11 +194,16 @@ def drift(now: Scored, given: Experience) -> Mapping[str, Flat]:
     logprob = now.logprob.detach()
     return {
         "entropy": now.entropy.detach(),
-        "step_kl": schulman(given.logprob, logprob),
+        "step_kl": schulman(given.before(now), logprob),
         "kl": logprob - given.reference,
     }
 
 
-def in_rows(watched: Mapping[str, Flat], batch: Batch) -> dict[str, Tensor]:
-    """Numbers of tokens as sums over rows of their means, so that they do not depend on how a step is cut."""
-    return {name: -by_row(each, batch.owner, len(batch.lengths)).total for name, each in watched.items()}
+def by_completion(more: Mapping[str, Flat], now: Scored, given: Experience) -> dict[str, Tensor]:
+    """`drift` and `more` as sums over rows of their means, so that they do not depend on how a step is cut.
+
+    With the KL to the reference of whole completions, where nobody could say it before.
+    """
+    watched = {**more, **drift(now, given)}
+    found = {name: -by_row(each, given.batch.owner, len(given.batch.lengths)).total for name, each in watched.items()}
+    return found | ({"rollout_kl": watched["kl"].sum()} if given.logprob is None else {})

@@ -58,6 +58,15 @@ class Rollouts:
         return self.epochs * self.parts
 
 
+def once(how: Rollouts, learner: Any) -> bool:
+    """Whether what samples is what learns, and nothing else needs its probabilities: the update finds them itself.
+
+    Where an iteration is one update of an objective without a value head, every ratio is 1 whatever they are.
+    """
+    priced = how.target or (learner.in_reward and how.beta)
+    return how.updates == 1 and not learner.valued and not priced
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt as ids, and the completion's other half: the row it came from."""
@@ -118,11 +127,14 @@ def collect(
         found = [completion(p, w, codec) for p, w in zip(asked, written, strict=True)]
         marks = checked(reward(found), found, type(reward).__name__)
         rows = tuple(joined(p.row, w) for p, w in zip(asked, written, strict=True))
-        logprob, values, reference, last = opinions(model, rows, how, codec, originals, budget)
+        asked_before = not once(how, learner)
+        logprob, values, reference, last = opinions(model, rows, how, codec, originals, budget, asked_before)
     drawn = Drawn(logprob, reference, values, last, tuple(c.ended for c in found))
     columns = lessons(drawn, _earned(marks, found, written, codec, how.unended), learner, beta, how.each)
     scores = torch.tensor([total(m) + (0 if c.ended else how.unended) for m, c in zip(marks, found, strict=True)])
     told = _told(scores, drawn, beta)
+    if not asked_before:
+        del told["rollout_kl"]  # the update's own metrics have it
     if judge is not None:
         told["judge"] = fmean(total(each) for each in checked(judge(found), found, "judge"))
     return Buffer(rows, tuple(p.number for p in asked), drawn.lengths, columns, beta, told)
@@ -207,15 +219,16 @@ def joined(prompt: Encoded, written: Generated) -> Encoded:
 
 
 def experiences(
-    model: nn.Module, buffer: Buffer, chosen: Sequence[int], how: Rollouts, codec: Codec, budget: int
+    model: nn.Module, buffer: Buffer, chosen: Sequence[int], how: Rollouts, codec: Codec, budget: int, own: bool = False
 ) -> list[Experience]:
-    """The rows `chosen` of a buffer as batches of at most `budget` tokens."""
+    """The rows `chosen` of a buffer as batches of at most `budget` tokens. own: of a buffer whose policy learns `once`."""
     cut = passes(chosen, [row.size for row in buffer.rows], budget)
     made = []
     for part in cut:
         batch = _batch(model, [buffer.rows[i] for i in part], codec, [buffer.numbers[i] for i in part])
         of = {name: torch.cat([buffer.columns[name][buffer.part(i)] for i in part]) for name in COLUMNS}
-        moved = {name: column.to(batch.ids.device) for name, column in of.items()}
+        moved: dict[str, Any] = {name: column.to(batch.ids.device) for name, column in of.items()}
+        moved |= {"logprob": None} if own else {}
         made.append(Experience(batch, temperature=how.temperature, beta=buffer.beta, **moved))
     return made
 
@@ -272,19 +285,24 @@ def opinions(
     codec: Codec,
     originals: Mapping[str, Tensor],
     budget: int,
+    own: bool = True,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Of every row: log-probabilities, values and the reference's log-probabilities, (length,) each, and the value after."""
+    """Of every row: log-probabilities, values and the reference's log-probabilities, (length,) each, and the value after.
+
+    own: whether the policy is asked; else the reference's stand for its own, and the values are 0.
+    """
     empty = torch.zeros(0)
     logprob, values, reference, last = ([empty] * len(rows) for _ in range(4))
     kept = {**originals, **{n: p.data for n, p in model.named_parameters() if n.startswith(policy.VALUE)}}
     for part in passes(range(len(rows)), [row.size for row in rows], budget):
-        batch = _batch(model, [rows[i] for i in part], codec)
-        now, after = policy.score_to_the_end(model, batch, how.temperature)
         with disabled(model, kept):
             plain = _batch(model, [undressed(rows[i], codec) for i in part], codec)
             then = policy.score(model, plain, how.temperature)
+        now, after = then, then.logprob.new_zeros(len(part))
+        if own:
+            now, after = policy.score_to_the_end(model, _batch(model, [rows[i] for i in part], codec), how.temperature)
         for place, i in enumerate(part):
-            mine = batch.owner == place
+            mine = plain.owner == place
             logprob[i], values[i] = now.logprob[mine].cpu(), now.value[mine].cpu()
             reference[i], last[i] = then.logprob[mine].cpu(), after[place].cpu()
     return logprob, values, reference, last

@@ -25,7 +25,7 @@ from acclimate.metrics.intervals import score
 from acclimate.models.collate import collate
 from acclimate.models.policy import add_value_head
 from acclimate.objectives.ppo import Experience, Pretraining
-from acclimate.rewards.rollout import COLUMNS, Buffer, Prompt, adapted, collect, experiences
+from acclimate.rewards.rollout import COLUMNS, Buffer, Prompt, adapted, collect, experiences, once
 from acclimate.rewards.watch import alarms
 from acclimate.run.beside import bound
 from acclimate.run.measure import Answers
@@ -133,7 +133,8 @@ def _update(prepared: Prepared, model: nn.Module, buffer: Buffer, iteration: int
     epoch, part = divmod(step - iteration * how.updates, how.parts)
     order = np.random.default_rng([given.seed, iteration, epoch]).permutation(len(buffer.rows))
     chosen = [int(row) for row in np.array_split(order, how.parts)[part]]
-    made: Update = [*experiences(model, buffer, chosen, how, prepared.codec, given.tokens_per_pass)]
+    own = once(how, prepared.recipe.objective)
+    made: Update = [*experiences(model, buffer, chosen, how, prepared.codec, given.tokens_per_pass, own)]
     return made + _beside(prepared, model, step, sum(buffer.lengths[row] for row in chosen))
 
 

@@ -14,6 +14,7 @@ from acclimate.methods.delta import trainable
 from acclimate.models.allocator import return_free_pages
 from acclimate.objectives import LM
 from acclimate.recipe import Recipe
+from acclimate.rewards.rollout import once
 from acclimate.run import iterations, reference
 from acclimate.run.carry import installed
 from acclimate.run.imagined import ASSUMED, imagined, updates
@@ -156,7 +157,8 @@ def _asked(prepared: Prepared, steps: Sequence[Sequence[int]]) -> float:
     by the reference, those of dev besides."""
     rows, pairs = prepared.train.rows, prepared.pairs
     if rolls(prepared.recipe):
-        return 2 * sum(rows[i].size for step in steps for i in step) / prepared.recipe.rollouts.epochs
+        how, asked = prepared.recipe.rollouts, 1 if once(prepared.recipe.rollouts, prepared.recipe.objective) else 2
+        return asked * sum(rows[i].size for step in steps for i in step) / how.epochs
     if pairs is None or prepared.head or not prepared.recipe.objective.against:
         return 0.0
     return sum(rows[i].size for i in {i for step in steps for i in step}) + sum(row.size for row in pairs.dev)
