@@ -66,7 +66,10 @@ def measured(name: str, work: Work, folder: Path, repeats: int, limits: Mapping[
 def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of several, each of ours beside one peer; what ours did by itself is as the first one has it."""
     both = ("precision", "peers", "ratio", "memory_ratio", "parity", "rounded")
-    merged = {name: {key: value for row in reversed(rows) for key, value in row[name].items()} for name in both}
+    merged: dict[str, dict[str, Any]] = {name: {} for name in both}
+    for row in rows:
+        for name, known in merged.items():
+            known |= {key: value for key, value in row[name].items() if key not in known}
     return {**rows[0], **merged, "unequal": sorted(who for row in rows for who in row["unequal"])}
 
 

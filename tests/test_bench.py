@@ -178,7 +178,7 @@ def test_sides_that_do_not_fit_together_are_measured_one_beside_ours(tmp_path, m
     assert max(most) == 2
     assert not alive
     assert {who: ratio["median"] for who, ratio in row["ratio"].items()} == {"trl-default": 3.0, "trl-tuned": 4.0}
-    assert set(row["peers"]) == set(row["parity"]) == set(row["memory_ratio"]) == {"trl-default", "trl-tuned"}
+    assert list(row["peers"]) == list(row["parity"]) == list(row["memory_ratio"]) == ["trl-default", "trl-tuned"]
     assert row["unequal"] == []
 
 
