@@ -49,3 +49,29 @@ struct Rows {  // of one head: `row(t)` has d numbers
 // Head h of a tensor whose steps from token to token and from head to head are given.
 template <class X>
 static Rows<X> head(const X* x, const long* steps, long h) { return Rows<X>{x + h * steps[1], steps[0]}; }
+
+// `one` for every piece and head: forward of a stream. steps: from token to token and from head to head of q, k and v.
+template <class X, class F>
+static void every_piece(const Shape& s, const X* q, const X* k, const X* v, const long* steps, int threads, X* out, float* lse, F one) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long unit = 0; unit < s.count * s.heads; unit++) {
+    const long piece = unit / s.heads, h = unit % s.heads, g = s.group(h);
+    one(s, piece, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), out + h * s.d, lse + h * s.tokens);
+  }
+}
+
+// The way back: a tree's head is one thread's, because its pieces add to the same keys and values.
+template <class X, class F>
+static void every_tree(
+    const Shape& s, const X* q, const X* k, const X* v, const long* steps, int threads, const X* out, const float* lse,
+    const X* slope, X* dq, float* dk, float* dv, F one) {
+  const std::vector<std::vector<long>> trees = s.trees();
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long unit = 0; unit < long(trees.size()) * s.heads; unit++) {
+    const long h = unit % s.heads, g = s.group(h), own = h * s.tokens * s.d, step = s.heads * s.d;
+    const Rows<X> whole{out + h * s.d, step}, down{slope + h * s.d, step};
+    for (long p : trees[unit / s.heads])
+      one(s, p, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), whole, down, lse + h * s.tokens, dq + h * s.d,
+          dk + own, dv + own);
+  }
+}

@@ -298,26 +298,13 @@ static void backward(
 extern "C" void attention_forward_bfloat16(
     const Half* q, const Half* k, const Half* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
     int threads, Half* out, float* lse) {
-  const Shape s(pieces, sizes, scale, causal);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long unit = 0; unit < s.count * s.heads; unit++) {
-    const long piece = unit / s.heads, h = unit % s.heads, g = s.group(h);
-    forward(s, piece, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), out + h * s.d, lse + h * s.tokens);
-  }
+  every_piece(Shape(pieces, sizes, scale, causal), q, k, v, steps, threads, out, lse, forward);
 }
 
-// out and slope (tokens, heads, d), dq like them; dk and dv (heads, tokens, d) hold zeros. A tree's head is one thread's.
+// out and slope (tokens, heads, d), dq like them; dk and dv (heads, tokens, d) hold zeros.
 extern "C" void attention_backward_bfloat16(
     const Half* q, const Half* k, const Half* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
     int threads, const Half* out, const float* lse, const Half* slope, Half* dq, float* dk, float* dv) {
-  const Shape s(pieces, sizes, scale, causal);
-  const std::vector<std::vector<long>> trees = s.trees();
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long unit = 0; unit < long(trees.size()) * s.heads; unit++) {
-    const long h = unit % s.heads, g = s.group(h), own = h * s.tokens * s.d, step = s.heads * s.d;
-    for (long p : trees[unit / s.heads])
-      backward(s, p, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), {out + h * s.d, step}, {slope + h * s.d, step},
-               lse + h * s.tokens, dq + h * s.d, dk + own, dv + own);
-  }
+  every_tree(Shape(pieces, sizes, scale, causal), q, k, v, steps, threads, out, lse, slope, dq, dk, dv, backward);
 }
 #endif

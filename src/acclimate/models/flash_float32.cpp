@@ -177,27 +177,14 @@ static void backward(
 
 // steps: from token to token and from head to head of q, k and v. out (tokens, heads, d), lse (heads, tokens) in log2.
 extern "C" void attention_forward_float32(
-    const float* q, const float* k, const float* v, const long* steps, const long* pieces, const long* sizes, float scale,
-    int causal, int threads, float* out, float* lse) {
-  const Shape s(pieces, sizes, scale, causal);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long unit = 0; unit < s.count * s.heads; unit++) {
-    const long piece = unit / s.heads, h = unit % s.heads, g = s.group(h);
-    forward(s, piece, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), out + h * s.d, lse + h * s.tokens);
-  }
+    const float* q, const float* k, const float* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
+    int threads, float* out, float* lse) {
+  every_piece(Shape(pieces, sizes, scale, causal), q, k, v, steps, threads, out, lse, forward);
 }
 
-// out and slope (tokens, heads, d), dq like them; dk and dv (heads, tokens, d) hold zeros. A tree's head is one thread's.
+// out and slope (tokens, heads, d), dq like them; dk and dv (heads, tokens, d) hold zeros.
 extern "C" void attention_backward_float32(
-    const float* q, const float* k, const float* v, const long* steps, const long* pieces, const long* sizes, float scale,
-    int causal, int threads, const float* out, const float* lse, const float* slope, float* dq, float* dk, float* dv) {
-  const Shape s(pieces, sizes, scale, causal);
-  const std::vector<std::vector<long>> trees = s.trees();
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long unit = 0; unit < long(trees.size()) * s.heads; unit++) {
-    const long h = unit % s.heads, g = s.group(h), own = h * s.tokens * s.d, step = s.heads * s.d;
-    for (long p : trees[unit / s.heads])
-      backward(s, p, head(q, steps, h), head(k, steps + 2, g), head(v, steps + 4, g), {out + h * s.d, step}, {slope + h * s.d, step},
-               lse + h * s.tokens, dq + h * s.d, dk + own, dv + own);
-  }
+    const float* q, const float* k, const float* v, const long* steps, const long* pieces, const long* sizes, float scale, int causal,
+    int threads, const float* out, const float* lse, const float* slope, float* dq, float* dk, float* dv) {
+  every_tree(Shape(pieces, sizes, scale, causal), q, k, v, steps, threads, out, lse, slope, dq, dk, dv, backward);
 }
