@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from acclimate.methods import LoRA
 from acclimate.methods.delta import adapt
-from acclimate.models import attention, flash, kernels
+from acclimate.models import attention, building, flash, kernels
 from acclimate.models.collate import collate
 from acclimate.models.logprobs import logprobs
 from acclimate.tokens.codec import Encoded
@@ -250,7 +250,7 @@ def test_env_says_what_was_decided():
 @pytest.mark.skipif(isinstance(kernels.library(), str), reason="no compiler")
 def test_a_processor_without_pairs_has_the_other_kernels(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCLIMATE_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "FLAGS", ("-O1", "-march=x86-64", "-fopenmp", "-shared", "-fPIC"))
+    monkeypatch.setattr(building, "FLAGS", ("-O1", "-march=x86-64", "-fopenmp", "-shared", "-fPIC"))
     library = kernels.library.__wrapped__()
     assert not isinstance(library, str)
     monkeypatch.setattr(kernels, "library", lambda: library)

@@ -13,7 +13,7 @@ from acclimate.generation.draft import Generated
 from acclimate.generation.samplers import Beam, Greedy, Sampler
 from acclimate.methods import LoRA
 from acclimate.methods.delta import adapt, using
-from acclimate.models import cache, kernels, precision
+from acclimate.models import building, cache, kernels, precision
 from acclimate.models import prefill as streams
 from acclimate.models.memory import RoomyLayer, make_room
 from tests.tiny import build
@@ -164,7 +164,7 @@ def test_without_a_compiler_the_plain_path_stays_and_env_says_so(
 ) -> None:
     monkeypatch.setenv("ACCLIMATE_CACHE", str(tmp_path))
     monkeypatch.setattr(precision, "rate", lambda dtype: 1e9)
-    monkeypatch.setattr(kernels, "COMPILER", {"absent": "no-such-compiler", "failing": "false"}[broken])
+    monkeypatch.setattr(building, "COMPILER", {"absent": "no-such-compiler", "failing": "false"}[broken])
     kernels.library.cache_clear()
     kernels.limit.cache_clear()
     try:
@@ -219,8 +219,8 @@ def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     if not COMPILED:
         pytest.skip("no kernels here")
     commands: list[tuple[str, ...]] = []
-    run = kernels._run
-    monkeypatch.setattr(kernels, "_run", lambda *command: commands.append(command) or run(*command))
+    run = building._run
+    monkeypatch.setattr(building, "_run", lambda *command: commands.append(command) or run(*command))
     kernels.library.cache_clear()
     assert isinstance(kernels.library(), ctypes.CDLL)
     assert len(commands) == 1  # it asked the compiler who it is, and found the file

@@ -10,14 +10,18 @@ from typing import Any
 
 import torch
 
+from acclimate.models import buffers
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def return_free_pages() -> None:
-    """Free pages between blocks in use go back to the system (glibc's malloc_trim; nothing elsewhere).
+    """Free pages between blocks in use go back to the system: those kept for large tensors, and glibc's (malloc_trim).
 
-    Steps of different lengths tear the heap into holes, and without this a run on the CPU grows by a half in thirty steps.
+    Where none are kept for tensors, steps of different lengths tear the heap into holes, and without this a run on the CPU
+    grows by a half in thirty steps.
     """
+    buffers.give_back()
     if sys.platform.startswith("linux"):
         trim: Callable[..., Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -7,14 +7,11 @@ float32. Without a compiler, or where PyTorch is faster, PyTorch multiplies.
 
 import ctypes
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,17 +21,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from acclimate.data import sources
+from acclimate.models.building import build, named
 
-COMPILER = "g++"
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-SOURCES = tuple(
-    Path(__file__).with_name(f"{name}.cpp")
-    for name in ("kernels", "flash_float32", "flash_bfloat16", "step", "rows", "layers", "logits", "matrices")
-)
-HEADERS = tuple(
-    Path(__file__).with_name(f"{name}.h") for name in ("vectors", "tiles", "flash", "products", "rows", "step")
-)
+SOURCES = named(
+    "kernels.cpp", "flash_float32.cpp", "flash_bfloat16.cpp", "step.cpp", "rows.cpp", "layers.cpp", "logits.cpp",
+    "matrices.cpp",
+)  # fmt: skip
+HEADERS = named("vectors.h", "tiles.h", "flash.h", "products.h", "rows.h", "step.h")
 PROBED = (4, 8, 16, 32)  # rows; fewer gain as much as 4
 WORTH = 1.1  # times as fast that the kernels must be to be chosen
 DTYPES = (torch.float32, torch.bfloat16)
@@ -46,15 +39,8 @@ Product = Callable[[Tensor], Tensor]
 
 @cache
 def library() -> ctypes.CDLL | str:
-    """The compiled kernels, from the cache or built now in a few seconds; or why there are none, in a few words."""
-    compiler = shutil.which(COMPILER)
-    if compiler is None:
-        return f"{COMPILER} is not installed"
-    try:
-        loaded = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as problem:
-        return f"{COMPILER} does not build them: {' '.join(str(problem).split())[:200]}"
-    return loaded
+    """The compiled kernels; or why there are none, in a few words."""
+    return build(SOURCES, HEADERS)
 
 
 def bound(name: str, *takes: Any, gives: Any = None) -> Any:
@@ -69,25 +55,6 @@ def bound(name: str, *takes: Any, gives: Any = None) -> Any:
 def for_dtype(name: str, dtype: torch.dtype, *takes: Any) -> Any:
     """As `bound`, of the kernels that there are for each dtype of DTYPES the one for this; None for other dtypes."""
     return bound(f"{name}_{str(dtype).removeprefix('torch.')}", *takes) if dtype in DTYPES else None
-
-
-def _built(compiler: str) -> Path:
-    """The library's file. The key holds the source and what the compiler says of its version and of this processor."""
-    told = _run(compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    written = b"".join(file.read_bytes() for file in (*SOURCES, *HEADERS))
-    key = sha256(written + " ".join(FLAGS).encode() + told).hexdigest()[:16]
-    path = sources.cache() / "kernels" / f"{key}.so"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            _run(compiler, *FLAGS, *map(str, SOURCES), "-o", str(made))
-            made.replace(path)
-    return path
-
-
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
 
 
 @cache

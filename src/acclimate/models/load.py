@@ -40,6 +40,7 @@ from transformers.utils import logging
 from acclimate.data.archive import atomically, extract
 from acclimate.data.sources import MODELS, ModelSource, fetch, model_source
 from acclimate.errors import SourceError, unknown
+from acclimate.models import buffers
 from acclimate.models.trust import check_folder
 
 Task = Literal["lm", "encoder", "classify"]
@@ -75,6 +76,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, task: Task = "lm") ->
     No code of the checkpoint runs and no pickle is read. Raises SourceError if there is no such model, or it is unsafe,
     damaged or not whole, or has no weights for the task.
     """
+    buffers.kept()
     with _Reading(name):
         place = _place(name, dtype)
         with _quiet():

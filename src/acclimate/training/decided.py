@@ -3,7 +3,7 @@
 import torch
 
 from acclimate.methods import grouped
-from acclimate.models import compiled, flash, graphs, kernels, layers, matrices, varlen
+from acclimate.models import buffers, compiled, flash, graphs, kernels, layers, matrices, varlen
 
 
 def decided() -> dict[str, str]:
@@ -13,6 +13,7 @@ def decided() -> dict[str, str]:
         "decoding_steps": layers.describe(),
         "products": matrices.describe(),
         "packed_attention": flash.describe(),
+        "memory": buffers.describe(),
     }
     if torch.cuda.is_available():
         found |= {
