@@ -54,8 +54,8 @@ def plainly(monkeypatch: pytest.MonkeyPatch, model: nn.Module, sampler: Sampler 
 
 @compiled
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 13, 64, 67])
-@pytest.mark.parametrize(("k", "n"), [(1, 1), (7, 5), (16, 6), (33, 13), (64, 49), (576, 31)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 27, 32, 45, 64, 67])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (7, 5), (16, 6), (33, 13), (64, 49), (96, 28), (576, 31)])
 def test_products_equal_float64_sums(dtype: torch.dtype, rows: int, k: int, n: int) -> None:
     """Rounding: float32 sums of k terms of size about 1, and one rounding to 8 bits where the dtype is bfloat16."""
     torch.manual_seed(rows * k + n)

@@ -78,7 +78,7 @@ def test_in_bfloat16_it_is_nearer_to_float64_than_the_layers_are(monkeypatch):
     assert (found - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 15, 16, 17, 33, 64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 12, 15, 16, 17, 30, 33, 47, 64])
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 def test_any_number_of_rows(dtype, rows, monkeypatch):
     model, prompts = wide(dtype=dtype), [[3 + row % 7] * (1 + row % 5) for row in range(rows)]

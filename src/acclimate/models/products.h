@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -116,20 +117,75 @@ static void share(long n, long each, int t, int threads, long& first, long& last
   first = low < n ? low : n, last = high < n ? high : n;
 }
 
-#if defined(TILES)
+#if defined(__AVX512F__)
 // Numbers that `packed` needs for m rows of k.
 static long packed_size(long m, long k) { return (m + TILE - 1) / TILE * TILE * k; }
 
-// Columns [first, last) of x as the second factor of tile products: of 16 rows, pair after pair, that pair of every row.
-static void pack(const uint16_t* x, uint16_t* out, long m, long k, long first, long last) {
+// Columns [first, last) of x, whole words of 16: of 16 rows, word after word (a number, or a pair of halves), that word of every row.
+template <class X>
+static void pack(const X* x, X* out, long m, long k, long first, long last) {
   for (long r = 0; r < m; r += TILE, out += TILE * k)
-    for (long c = first; c < last; c += DEPTH) {
+    for (long c = first; c < last; c += 64 / sizeof(X)) {
       __m512i v[16];
       turned_rows(x + r * k + c, k, m - r, v);
       memcpy(out + c * TILE, v, sizeof v);
     }
 }
 
+// f of 0, of 1, … as constants, so that what it names by them lies in registers.
+template <int N, class F>
+static inline __attribute__((always_inline)) void times(F&& f) {
+  if constexpr (N > 1) times<N - 1>(f);
+  f(std::integral_constant<int, N - 1>{});
+}
+
+// V times 16 rows, as `pack` has them, times C rows of w, a number of them at a time for all rows: no sum goes across a vector.
+template <int V, int C>
+static void across(const float* x, const float* w, const float* b, float* y, long m, long k, long n, bool fetch) {
+  Floats sums[V][C] = {};
+  for (long i = 0; i < k; i += TILE) {
+    if (fetch)
+      for (int c = 0; c < C; c++) __builtin_prefetch(w + (c + C) * k + i);
+    for (long j = i; j < i + TILE; j++) {
+      Floats row[V];
+      times<V>([&](auto v) __attribute__((always_inline)) { row[v] = part(x + (v * k + j) * TILE); });
+      times<C>([&](auto c) __attribute__((always_inline)) {
+        const Floats weight = w[c * k + j] - Floats{};  // not +, which is not free: it makes 0 of −0
+        times<V>([&](auto v) __attribute__((always_inline)) { sums[v][c] += row[v] * weight; });
+      });
+    }
+  }
+  constexpr __mmask16 whole = (1 << C) - 1;
+  const __m512 offset = b ? _mm512_maskz_loadu_ps(whole, b) : _mm512_setzero_ps();
+  times<V>([&](auto v) __attribute__((always_inline)) {
+    __m512i rows[16] = {};
+    times<C>([&](auto c) __attribute__((always_inline)) { rows[c] = (__m512i)sums[v][c]; });
+    turned(rows);
+    for (long r = v * TILE; r < m && r < (v + 1) * TILE; r++)
+      _mm512_mask_storeu_ps(y + r * n, whole, _mm512_add_ps((__m512)rows[r - v * TILE], offset));
+  });
+}
+
+// C columns of w, 32 rows at a time.
+template <int C>
+static void band(const float* x, const float* w, const float* b, float* y, long m, long k, long n) {
+  for (long r = 0; r < m; r += 2 * TILE, x += 2 * TILE * k, y += 2 * TILE * n)
+    if (m - r > TILE)
+      across<2, C>(x, w, b, y, m - r, k, n, !r);
+    else
+      across<1, C>(x, w, b, y, m - r, k, n, !r);
+}
+
+// y = x wᵀ + b, as many of its n columns as four divides, which are told; y from row to row: step.
+static long bands(const float* x, const float* w, const float* b, float* y, long m, long k, long n, long step) {
+  long j = 0;
+  for (; j + 12 <= n; j += 12) band<12>(x, w + j * k, b ? b + j : b, y + j, m, k, step);
+  for (; j + 4 <= n; j += 4) band<4>(x, w + j * k, b ? b + j : b, y + j, m, k, step);
+  return j;
+}
+#endif
+
+#if defined(TILES)
 // What stands in a tile, 16 weights of up to 16 rows, into its place in y, and b beside it.
 static void unpack(const float* sums, const float* b, float* y, long rows, long n) {
   __m512i v[16];
@@ -189,11 +245,27 @@ struct Rows;
 template <>
 struct Rows<float> {
   const float* x = nullptr;
+#if defined(__AVX512F__)
+  std::vector<float> packed;
+  static bool beside(long m, long k) { return 5 * m >= 3 * packed_size(m, 1) && k % TILE == 0; }  // fuller than not
+  void at(const float* rows, long m, long k) {
+    x = rows;
+    if (beside(m, k) && long(packed.size()) < packed_size(m, k)) packed.resize(packed_size(m, k));
+  }
+  void prepare(long m, long k, long first, long last) {
+    if (beside(m, k)) pack(x, packed.data(), m, k, first, last);
+  }
+  void meet(const float* w, const float* b, float* y, long m, long k, long n, long step) const {
+    const long from = beside(m, k) ? bands(packed.data(), w, b, y, m, k, n, step) : 0;
+    columns<Single>(x, w + from * k, b ? b + from : b, y + from, m, k, n - from, step);
+  }
+#else
   void at(const float* rows, long, long) { x = rows; }
   void prepare(long, long, long, long) {}
   void meet(const float* w, const float* b, float* y, long m, long k, long n, long step) const {
     columns<Single>(x, w, b, y, m, k, n, step);
   }
+#endif
 };
 
 template <>

@@ -19,8 +19,11 @@ static inline void turned(__m512i (&v)[16]) {
   }
 }
 
-// 32 bfloat16 numbers each of up to 16 rows of x, zeros behind them: pair after pair, that pair of every row.
-static inline void turned_rows(const uint16_t* x, long step, long rows, __m512i (&v)[16]) {
+constexpr long TILE = 16;  // rows of a tile, and words
+
+// 16 words each of up to 16 rows of x, zeros behind them: word after word, that word of every row.
+template <class X>
+static inline void turned_rows(const X* x, long step, long rows, __m512i (&v)[16]) {
   for (int i = 0; i < 16; i++) v[i] = i < rows ? _mm512_loadu_si512(x + i * step) : _mm512_setzero_si512();
   turned(v);
 }
@@ -30,7 +33,7 @@ static inline void turned_rows(const uint16_t* x, long step, long rows, __m512i 
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TILES 1
-constexpr long TILE = 16, DEPTH = 32;  // rows of a tile, and bfloat16 numbers of a row
+constexpr long DEPTH = 32;  // bfloat16 numbers of a row of a tile
 
 static bool tiles_allowed() {  // a process has to ask for them
   static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
